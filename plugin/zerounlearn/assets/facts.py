@@ -1,0 +1,182 @@
+"""Well-known facts in CounterFact's layout, packaged, and the test of whether a model knows a fact.
+
+`facts.json` is a list of records as `multi_counterfact.json` has them, with four keys more: `relation` (a
+readable name; several relations share one Wikidata property), `neighborhood_answers` (CounterFact's neighbours
+share the fact's own answer, ours are facts about other subjects, each with its own), and `other_prompts` with
+`other_answers` (further facts about the same subject, which forgetting this one should leave alone).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.errors import AssetError, LayoutError, RequestError
+from zerounlearn.model.hooks import frozen
+from zerounlearn.model.tokens import continuation, encode, filler_id, pad
+
+# One fact in this many is for development.
+BLOCK = 3
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A true statement and what is needed to see whether forgetting it went too far or not far enough.
+
+    `prompt` holds `{}` where the subject goes; every other prompt is filled in. All answers follow their
+    prompt after one space.
+    """
+
+    case_id: int
+    relation: str
+    prompt: str
+    subject: str
+    answer: str
+    paraphrases: tuple[str, ...]
+    neighbours: tuple[tuple[str, str], ...]
+    """Prompts of the same relation about other subjects, with their answers."""
+    others: tuple[tuple[str, str], ...]
+    """Prompts of other relations about the same subject, with their answers."""
+    counterfactual: str
+    """A false answer of the right kind, which editing methods need as a target."""
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.format(self.subject)
+
+
+def load_facts(relations: Collection[str] | None = None) -> list[Fact]:
+    """The packaged facts in the order of their case ids, all or those of some relations.
+
+    Raises:
+        RequestError: a relation is not in the set.
+        AssetError: the packaged file is missing or damaged.
+    """
+    facts = _packaged()
+    if relations is None:
+        return list(facts)
+    available = list(dict.fromkeys(fact.relation for fact in facts))
+    if unknown := sorted(set(relations) - set(available)):
+        raise RequestError(f"no facts of relation {unknown}: expected any of {available}")
+    return [fact for fact in facts if fact.relation in relations]
+
+
+def split_facts(facts: Sequence[Fact], seed: int = 0) -> tuple[list[Fact], list[Fact]]:
+    """Divide facts into (development, evaluation), about one to two in every relation.
+
+    Hyperparameters are to be chosen on the first part and figures reported on the second. Where a fact goes
+    depends on its case id and `seed` alone, not on the other facts: filtering the facts first, say to those
+    that a model knows, or drawing some of them with another seed never moves one across. Case ids are
+    consecutive within a relation, and one of every `BLOCK` consecutive ids is taken, which is what keeps the
+    relations balanced. `seed` names the split; it is not the seed of a run, which must leave it alone.
+    """
+    development = [fact for fact in facts if _for_development(fact.case_id, seed)]
+    evaluation = [fact for fact in facts if not _for_development(fact.case_id, seed)]
+    return development, evaluation
+
+
+def known(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[tuple[str, str]],
+    batch_size: int = 64,
+) -> list[bool]:
+    """Whether the model completes each (prompt, answer): every token of the answer is its arg-max.
+
+    Teacher forced, so the answer's later tokens are judged after its true earlier ones. Rows are padded on the
+    right whatever the tokenizer's padding side. The model is run in evaluation mode and is left as it was.
+
+    Raises:
+        RequestError: an answer is empty, or `batch_size` is not positive.
+        LayoutError: the model has no output embedding.
+    """
+    if batch_size < 1:
+        raise RequestError(f"batch_size={batch_size}: expected at least 1")
+    rows = []
+    for prompt, answer in items:
+        target = continuation(tokenizer, prompt, answer) if answer.strip() else []
+        if not target:
+            raise RequestError(f"the answer {answer!r} to {prompt!r} has no tokens")
+        rows.append((encode(tokenizer, prompt), target))
+
+    filler = filler_id(tokenizer)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    verdicts = [False] * len(rows)
+    with frozen(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for i, verdict in zip(batch, _completes(model, [rows[i] for i in batch], filler), strict=True):
+                verdicts[i] = verdict
+    return verdicts
+
+
+@torch.no_grad()
+def _completes(
+    model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], filler: int
+) -> list[bool]:
+    """For each (prompt ids, answer ids), whether the arg-max is right at every token of the answer."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise LayoutError(f"{type(model).__name__} has no output embedding: expected a causal language model")
+    ids, mask = pad([prompt + target for prompt, target in rows], filler, model.device)
+    # A token is predicted by the position before it.
+    sample = torch.tensor([i for i, (_, target) in enumerate(rows) for _ in target])
+    position = torch.tensor([len(prompt) + j - 1 for prompt, target in rows for j in range(len(target))])
+
+    def narrow(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][sample, position], *args[1:])
+
+    # Projecting only those positions saves most of the vocabulary's work, and holds for wrapped models too.
+    handle = head.register_forward_pre_hook(narrow)
+    try:
+        logits = model(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).logits  # (answer tokens, vocabulary)
+    finally:
+        handle.remove()
+    right = (logits.argmax(dim=-1).cpu() == torch.tensor([t for _, target in rows for t in target])).tolist()
+    verdicts = [True] * len(rows)
+    for i, hit in zip(sample.tolist(), right, strict=True):
+        verdicts[i] &= hit
+    return verdicts
+
+
+def _for_development(case_id: int, seed: int) -> bool:
+    block, place = divmod(case_id, BLOCK)
+    return hashlib.sha256(f"{seed}:{block}".encode()).digest()[0] % BLOCK == place
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> tuple[Fact, ...]:
+    try:
+        text = resources.files("zerounlearn.assets").joinpath("facts.json").read_text(encoding="utf-8")
+        return tuple(_fact(record) for record in json.loads(text))
+    except (OSError, ValueError, KeyError) as error:
+        raise AssetError(
+            f"the packaged facts.json cannot be read ({error!r}): reinstall zerounlearn"
+        ) from error
+
+
+def _fact(record: dict[str, Any]) -> Fact:
+    rewrite = record["requested_rewrite"]
+    return Fact(
+        case_id=record["case_id"],
+        relation=record["relation"],
+        prompt=rewrite["prompt"],
+        subject=rewrite["subject"],
+        answer=rewrite["target_true"]["str"],
+        paraphrases=tuple(record["paraphrase_prompts"]),
+        neighbours=tuple(zip(record["neighborhood_prompts"], record["neighborhood_answers"], strict=True)),
+        others=tuple(zip(record["other_prompts"], record["other_answers"], strict=True)),
+        counterfactual=rewrite["target_new"]["str"],
+    )

@@ -1,0 +1,35 @@
+"""The EasyEdit plugin: importing this package registers ZeroUnlearn with the framework.
+
+    import zerounlearn.easyedit
+    from easyeditor import BaseEditor, ZeroUnlearnHyperParams
+
+Reading order: `legacy` and `placeholders`, `compat`, `register`, `adapter`, `editor`.
+"""
+
+from __future__ import annotations
+
+from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
+from zerounlearn.easyedit.compat import framework
+from zerounlearn.easyedit.register import Method
+from zerounlearn.easyedit.register import register as _register
+from zerounlearn.easyedit.register import unregister as _unregister
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+
+METHODS = {"ZeroUnlearn": Method(apply_zerounlearn_to_model, ZeroUnlearnHyperParams)}
+
+
+def register() -> None:
+    """Enter our methods into EasyEdit's tables; a second call changes nothing."""
+    _register(framework(), METHODS)
+
+
+def unregister() -> None:
+    """Put EasyEdit back as it was before `register`."""
+    _unregister(framework())
+
+
+register()
+
+from zerounlearn.easyedit.editor import ZeroUnlearnEditor  # noqa: E402  (its base class exists only now)
+
+__all__ = ["METHODS", "ZeroUnlearnEditor", "ZeroUnlearnHyperParams", "register", "unregister"]

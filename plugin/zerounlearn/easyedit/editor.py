@@ -1,0 +1,170 @@
+"""`ZeroUnlearnEditor`: EasyEdit's editor with `.unlearn`, which forgets a set, measures it and reports."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from zerounlearn.assets.corpora import check_corpus, open_corpus
+from zerounlearn.easyedit.compat import framework
+from zerounlearn.errors import ConfigError
+from zerounlearn.method.forget_set import Fact, load_forget_set
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.metrics import completions, perplexity, score
+from zerounlearn.method.report import FactReport, Measured, Phase, Report, environment
+from zerounlearn.method.request import Request
+from zerounlearn.method.statistics import fingerprint
+from zerounlearn.method.unlearn import layout_of, unlearn
+
+log = logging.getLogger(__name__)
+
+_editor: Any = importlib.import_module(f"{framework().module.__name__}.editors.editor")
+_evaluate: Any = importlib.import_module(f"{framework().module.__name__}.evaluate.evaluate")
+
+# The substrings by which each edition's BaseEditor picks a loader for decoders.
+DISPATCH = {
+    "wheel": ("gpt", "llama", "baichuan", "chatglm", "internlm"),
+    "checkout": ("gpt", "llama", "baichuan", "chatglm", "internlm", "qwen", "mistral"),
+}
+
+
+def check_dispatch(model_name: str) -> None:
+    """Refuse a name for which EasyEdit has no loader, before anything is loaded.
+
+    Raises:
+        ConfigError: naming what a name must contain and the ways out.
+    """
+    known = DISPATCH[framework().edition]
+    if not any(part in model_name.lower() for part in known):
+        raise ConfigError(
+            f"model_name={model_name!r}: EasyEdit picks its loader by name and knows {', '.join(known)}: put the "
+            "checkpoint into a folder whose name contains one of them, or pass a (model, tokenizer) pair"
+        )
+
+
+class ZeroUnlearnEditor(_editor.BaseEditor):
+    """EasyEdit's `BaseEditor`, with unlearning as one call.
+
+    `edit` and `batch_edit` are the framework's own. The model is in `self.model`, the tokenizer in `self.tok`.
+    """
+
+    hparams: ZeroUnlearnHyperParams
+    model: PreTrainedModel
+
+    def __init__(self, hparams: ZeroUnlearnHyperParams) -> None:
+        hparams.validate()
+        if hparams.mom2_adjustment:
+            check_corpus(hparams.mom2_dataset)
+        if isinstance(hparams.model_name, str):
+            check_dispatch(hparams.model_name)
+        super().__init__(hparams)
+
+    def unlearn(
+        self,
+        requests: str | Path | Iterable[Mapping[str, Any] | Fact],
+        *,
+        retain: Sequence[Request] = (),
+        held_out: Sequence[str] | None = None,
+        held_out_tokens: int = 8192,
+    ) -> tuple[Report, PreTrainedModel]:
+        """Forget a set of facts and report what it did.
+
+        Args:
+            requests: a path to jsonl/json/yaml/csv or the records themselves; see `load_forget_set`.
+            retain: facts whose keys are protected with weight `retain_KKT_lam`.
+            held_out: ordinary text for perplexity; by default the embedded extract's held-out part where the
+                corpus is `embedded`, else none.
+            held_out_tokens: how much of it is read.
+
+        Returns:
+            The report and the model, edited in place (it is `self.model`).
+
+        Raises:
+            ZeroUnlearnError: with the weights as they were.
+        """
+        facts = load_forget_set(requests)
+        if held_out is None and self.hparams.mom2_dataset == "embedded":
+            from zerounlearn.assets.wikipedia import embedded_held_out_texts
+
+            held_out = embedded_held_out_texts()
+        layout = layout_of(self.model, self.hparams)
+        prints = {str(layer): fingerprint(layout, layer) for layer in self.hparams.layers}
+        seconds = {"evaluation": -time.perf_counter()}
+        before, ppl_before = self._measure(facts, held_out, held_out_tokens, "before")
+        seconds["evaluation"] += time.perf_counter()
+        outcome = unlearn(
+            self.model,
+            self.tok,
+            [fact.request for fact in facts],
+            self.hparams,
+            open_corpus(self.hparams.mom2_dataset) if self.hparams.mom2_adjustment else None,
+            retain=retain,
+        )
+        seconds |= outcome.seconds
+        start = time.perf_counter()
+        after, ppl_after = self._measure(facts, held_out, held_out_tokens, "after")
+        seconds["evaluation"] += time.perf_counter() - start
+        report = Report(
+            facts=[FactReport.of(fact, b, a) for fact, b, a in zip(facts, before, after, strict=True)],
+            before=Phase.of(before, ppl_before),
+            after=Phase.of(after, ppl_after),
+            layers=outcome.layers,
+            seconds=seconds,
+            prefixes=outcome.prefixes,
+            neutral_nll=outcome.neutral_nll,
+            sensitive_nll=outcome.sensitive_nll,
+            hparams=self.hparams.to_dict(),
+            fingerprints=prints,
+            environment=environment(self.model) | {"easyedit": framework().edition},
+        )
+        return report, self.model
+
+    def _measure(
+        self, facts: Sequence[Fact], held_out: Sequence[str] | None, tokens: int, phase: str
+    ) -> tuple[list[Measured], float | None]:
+        """EasyEdit's own metric on every prompt, our probabilities beside it, and perplexity."""
+        pairs = [
+            [(f.request.prompt, f.request.answer), *((p, f.request.answer) for p in f.paraphrases), *f.neighbours, *f.others]
+            for f in facts
+        ]  # fmt: skip
+        flat = [pair for group in pairs for pair in group]
+        said = [self._says(*pair) for pair in tqdm(flat, desc=f"evaluation {phase}", unit="prompt", disable=None)]
+        scores = iter(zip(said, score(self.model, self.tok, flat), strict=True))
+        texts = completions(self.model, self.tok, [f.request.prompt for f in facts])
+        measured = []
+        for fact, group, text in zip(facts, pairs, texts, strict=True):
+            rows = [(hit, s.probability) for _, (hit, s) in zip(group, scores, strict=False)]
+            p, q = 1 + len(fact.paraphrases), 1 + len(fact.paraphrases) + len(fact.neighbours)
+            measured.append(Measured(rows[0], rows[1:p], rows[p:q], rows[q:], text))
+        return measured, perplexity(self.model, self.tok, held_out, tokens=tokens) if held_out else None
+
+    def _says(self, prompt: str, answer: str) -> bool:
+        """Whether EasyEdit's teacher-forced accuracy of the answer is 1.
+
+        The metric scores `target_new`; an unlearning study scores the sensitive answer, so it goes there. One
+        prompt a call: batched, the metric's slices depend on the padding side.
+        """
+        hparams = copy(self.hparams)
+        hparams.max_length = max(hparams.max_length, 512)  # the 2023 edition cuts prompts at this length
+        record = {"prompt": prompt, "target_new": answer, "ground_truth": answer}
+        device = self.model.get_input_embeddings().weight.device
+        quality = _evaluate.compute_edit_quality(
+            self.model, self.model_name if isinstance(self.model_name, str) else "", hparams, self.tok, record,
+            _device_argument(device),
+        )  # fmt: skip
+        accuracy = quality["rewrite_acc"]
+        return bool((accuracy[0] if isinstance(accuracy, list) else accuracy) == 1.0)
+
+
+def _device_argument(device: torch.device) -> str | int:
+    """A device as both editions take it."""
+    return device.index or 0 if device.type == "cuda" else str(device)

@@ -1,0 +1,47 @@
+"""The exceptions this package raises.
+
+Each one is also the builtin that a caller would expect, so `except ValueError` keeps working. A message
+states the fact, the number or value that caused it, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class ZeroUnlearnError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(ZeroUnlearnError, ValueError):
+    """A hyperparameter is unknown, missing, or outside its range."""
+
+
+class RequestError(ZeroUnlearnError, ValueError):
+    """A request (a fact to forget or to keep) is malformed."""
+
+
+class LayoutError(ZeroUnlearnError, LookupError):
+    """A module template or layer does not match the model, or its weights cannot be edited."""
+
+
+class IllPosedError(ZeroUnlearnError, ArithmeticError):
+    """A linear system has no numerically reliable solution, or its input is not finite."""
+
+
+class StatisticsError(ZeroUnlearnError, OSError):
+    """A statistics cache is unreadable, truncated, or belongs to something else."""
+
+
+class AssetError(ZeroUnlearnError, OSError):
+    """A packaged or downloadable asset (model, corpus, facts) cannot be had."""
+
+
+class OutputError(ZeroUnlearnError, OSError):
+    """A result could not be written; nothing half-written is left behind."""
+
+
+class FrameworkError(ZeroUnlearnError, ImportError):
+    """EasyEdit is not installed, or an optional package it needs was really used."""
+
+
+class RegistrationError(ZeroUnlearnError, RuntimeError):
+    """The framework's table already holds something else under our name."""

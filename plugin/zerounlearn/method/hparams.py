@@ -1,0 +1,230 @@
+"""Hyperparameters: the published names and values, checked in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from zerounlearn.errors import ConfigError
+from zerounlearn.model.tokens import FactToken
+
+Precision = Literal["float32", "float64"]
+
+
+def _p(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ZeroUnlearnHyperParams:
+    """Everything a run depends on; unknown names are refused, and `validate` runs before any work.
+
+    Names and defaults are those of the published code where it has them (XMUDeepLIT/ZeroUnlearn), else
+    those of EasyEdit's MEMIT.
+    """
+
+    model_name: Any = _p("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
+    layers: list[int] = _p([], "Consecutive layers to edit, counted from 0.")
+    alg_name: str = _p("ZeroUnlearn", "The name under which EasyEdit knows the method.")
+    device: Any = _p(0, "A CUDA index, 'cpu', 'cuda:1', 'mps'.")
+
+    layer_selection: Literal["all"] = _p("all", "Only 'all': every listed layer is edited.")
+    fact_token: FactToken = _p("subject_last", "Where the fact is looked up.")
+    v_num_grad_steps: int = _p(25, "Adam steps for z* and V_u.")
+    v_lr: float = _p(0.1, "Adam's learning rate, in units of the hidden state.")
+    v_loss_layer: int | None = _p(None, "Layer whose output the target's loss is read from; the last by default.")
+    v_weight_decay: float = _p(0.5, "Weight of ‖δ‖ / ‖v0‖².")
+    clamp_norm_factor: float = _p(0.75, "‖δ‖ is kept below this share of ‖v0‖.")
+    kl_factor: float = _p(0.0625, "Weight of the KL term on '{subject} is a'.")
+    neutral_target: str = _p("eos", "What the prompts are mapped to: 'eos', 'pad', or a text.")
+    sensitive_from: Literal["original", "edited"] = _p(
+        "original", "Find V_u on the unedited model, or layer by layer as the published code does."
+    )
+
+    wiki_KKT_lam: float = _p(15000.0, "λw: larger keeps ordinary text closer to what it was.")
+    wiki_VKT_lam: float = _p(15000.0, "The published code's second λw; the closed form has one.")
+    retain_KKT_lam: float = _p(1.0, "Weight of the retain set's keys, where one is given.")
+    retain_VKT_lam: float = _p(1.0, "The published code's second retain weight; the closed form has one.")
+    forget_KKT_lam: float = _p(50.0, "λf: larger maps the forget prompts closer to the neutral target.")
+    forget_VKT_lam: float = _p(50.0, "The published code's second λf; the closed form has one.")
+    regularization_lam: float = _p(1.0, "λr: larger keeps the weight itself closer to what it was.")
+    projection_eps: float = _p(0.0, "0 projects exactly; 0.01 reproduces the published code.")
+    solve_dtype: Precision = _p("float64", "Precision of the solve, whatever the weights' dtype.")
+
+    rewrite_module_tmp: str = _p("model.layers.{}.mlp.down_proj", "The edited module of a layer.")
+    layer_module_tmp: str = _p("model.layers.{}", "A layer.")
+    mlp_module_tmp: str = _p("model.layers.{}.mlp", "EasyEdit's name for a layer's MLP.")
+    attn_module_tmp: str = _p("model.layers.{}.self_attn", "EasyEdit's name for a layer's attention.")
+    ln_f_module: str = _p("model.norm", "The final norm.")
+    lm_head_module: str = _p("lm_head", "The head, or the embedding where they are tied.")
+
+    mom2_adjustment: bool = _p(True, "Whether the second moment of ordinary text takes part at all.")
+    mom2_update_weight: float | None = _p(None, "MEMIT's name for λw; if given it must equal wiki_KKT_lam.")
+    mom2_dataset: str = _p("wikipedia", "'wikipedia', 'wikitext', 'embedded', or a txt/jsonl/parquet file.")
+    mom2_n_samples: int = _p(100_000, "Texts to take the second moment over.")
+    mom2_dtype: Precision = _p("float32", "Precision of products and of the stored statistic.")
+    stats_dir: str = _p("./data/stats", "Where statistics are cached, in EasyEdit's own layout.")
+    stats_batch_tokens: int = _p(4096, "Tokens per forward pass over the corpus.")
+    stats_max_length: int = _p(512, "Longer texts are cut to this many tokens.")
+
+    n_contexts: int = _p(5, "Generated prefixes beside the bare prompt, one per opening word.")
+    context_length: int = _p(10, "Tokens per generated prefix.")
+    z_batch_size: int = _p(64, "Vectors optimised at a time; bounds memory.")
+    seed: int = _p(0, "Drives every random choice, through a generator of its own.")
+
+    max_length: int = _p(40, "EasyEdit's truncation length for its metrics.")
+    batch_size: int = _p(1, "Requests applied at once by `batch_edit`.")
+    model_parallel: bool = _p(False, "EasyEdit's device_map='auto'.")
+    fp16: bool = _p(False, "EasyEdit's switch for loading float16 weights.")
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "hparams") -> ZeroUnlearnHyperParams:
+        """Build from a mapping.
+
+        Raises:
+            ConfigError: a name is unknown (the nearest known one is suggested), or a value is out of range.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+                raise ConfigError(f"{where}: unknown hyperparameter {name!r}: {hint}")
+        try:
+            return cls(**dict(values))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_hparams(cls, path: str | Path, overrides: Sequence[str] = ()) -> ZeroUnlearnHyperParams:
+        """Read a YAML file, EasyEdit's way (the suffix may be left out), then apply `key=value` overrides.
+
+        Raises:
+            ConfigError: the file is missing or no YAML mapping, or see `from_mapping`.
+        """
+        file = Path(path)
+        if file.suffix not in (".yaml", ".yml"):
+            file = file.with_name(file.name + ".yaml")
+        try:
+            loaded = OmegaConf.load(file)
+            merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+            values = OmegaConf.to_container(merged, resolve=True)
+        except FileNotFoundError:
+            raise ConfigError(f"hparams file {str(file)!r} does not exist") from None
+        except (OSError, YAMLError, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(f"hparams file {str(file)!r} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"hparams file {str(file)!r} holds {type(values).__name__}, not a mapping")
+        return cls.from_mapping({str(k): v for k, v in values.items()}, where=str(file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON and YAML."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.model_name, str):
+            values["model_name"] = getattr(self.model_name[0].config, "_name_or_path", "")
+        values["device"] = str(self.device) if isinstance(self.device, torch.device) else self.device
+        return values
+
+    def validate(self) -> None:
+        """Check types, ranges and relations.
+
+        Raises:
+            ConfigError: with the field, its value and what is expected.
+        """
+        for f in dataclasses.fields(self):
+            setattr(self, f.name, _coerced(f.name, str(f.type), getattr(self, f.name)))
+        if not self.layers:
+            raise ConfigError("layers=[]: name at least one layer to edit")
+        if any(b != a + 1 for a, b in zip(self.layers, self.layers[1:], strict=False)):
+            raise ConfigError(f"layers={self.layers}: expected consecutive layers in ascending order")
+        if self.layers[0] < 0:
+            raise ConfigError(f"layers={self.layers}: layers are counted from 0")
+        choices = {
+            "layer_selection": ("all",),
+            "fact_token": get_args(FactToken),
+            "sensitive_from": ("original", "edited"),
+            "solve_dtype": get_args(Precision),
+            "mom2_dtype": get_args(Precision),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        positive = ("v_lr", "clamp_norm_factor", "wiki_KKT_lam", "forget_KKT_lam", "regularization_lam")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a number > 0")
+        for name in ("v_weight_decay", "kl_factor", "retain_KKT_lam", "projection_eps", "n_contexts", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a number >= 0")
+        counts = (
+            "v_num_grad_steps", "mom2_n_samples", "stats_batch_tokens", "stats_max_length", "context_length",
+            "z_batch_size", "max_length", "batch_size",
+        )  # fmt: skip
+        for name in counts:
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a whole number >= 1")
+        for one, other in (
+            ("wiki_KKT_lam", "wiki_VKT_lam"),
+            ("forget_KKT_lam", "forget_VKT_lam"),
+            ("retain_KKT_lam", "retain_VKT_lam"),
+            ("wiki_KKT_lam", "mom2_update_weight"),
+        ):
+            a, b = getattr(self, one), getattr(self, other)
+            if b is not None and a != b:
+                raise ConfigError(
+                    f"{one}={a!r} and {other}={b!r} differ: the objective has one weight for the two, set both alike"
+                )
+        if not self.neutral_target.strip():
+            raise ConfigError(f"neutral_target={self.neutral_target!r}: expected 'eos', 'pad' or a text")
+        for name in ("rewrite_module_tmp", "layer_module_tmp"):
+            if getattr(self, name).count("{}") != 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected one {{}} for the layer's number")
+        if not self.model_name:
+            raise ConfigError("model_name is missing: a checkpoint folder, a hub name, or a (model, tokenizer) pair")
+
+
+def _coerced(name: str, kind: str, value: Any) -> Any:
+    """EasyEdit's YAML loaders turn '1e-1' into text and whole numbers into floats: accept both."""
+    if kind == "Any" or (value is None and "None" in kind):
+        return value
+    if kind == "list[int]":
+        if isinstance(value, (list, tuple)) and all(_is_whole(v) for v in value):
+            return [int(v) for v in value]
+        raise ConfigError(f"{name}={value!r}: expected a list of whole numbers")
+    if kind.startswith("bool"):
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{name}={value!r}: expected true or false")
+    if kind.startswith("int"):
+        if _is_whole(value):
+            return int(value)
+        raise ConfigError(f"{name}={value!r}: expected a whole number")
+    if kind.startswith("float"):
+        try:
+            number = float(value) if not isinstance(value, bool) else float("nan")
+        except (TypeError, ValueError):
+            number = float("nan")
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ConfigError(f"{name}={value!r}: expected a finite number")
+        return number
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r}: expected a text")
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()

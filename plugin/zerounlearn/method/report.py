@@ -1,0 +1,170 @@
+"""Reports: plain data, to JSON and to Markdown. Nothing is computed here but means."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from transformers import PreTrainedModel
+
+import zerounlearn
+from zerounlearn.errors import OutputError
+from zerounlearn.method.forget_set import Fact
+from zerounlearn.method.unlearn import LayerOutcome
+
+Hit = tuple[bool, float]
+"""Whether the answer is said (all its tokens arg-max under teacher forcing), and its probability."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One fact at one time: its prompt, paraphrases, neighbours of its relation, others, greedy completion."""
+
+    forget: Hit
+    paraphrases: Sequence[Hit]
+    neighbours: Sequence[Hit]
+    others: Sequence[Hit]
+    completion: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Means over a forget set; shares in [0, 1], None where there was nothing to measure.
+
+    `eff` ↓ and `gen` ↓ are the shares of prompts and paraphrases that still give the sensitive answer,
+    `spe` ↑ the share of neighbours and `spe_other` ↑ of other facts that give their own.
+    """
+
+    eff: float
+    gen: float | None
+    spe: float | None
+    spe_other: float | None
+    ppl: float | None
+    eff_probability: float
+    gen_probability: float | None
+    spe_probability: float | None
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured], ppl: float | None) -> Phase:
+        """Means over all prompts of a kind."""
+        forget = [m.forget for m in measured]
+        paraphrases = [h for m in measured for h in m.paraphrases]
+        neighbours = [h for m in measured for h in m.neighbours]
+        others = [h for m in measured for h in m.others]
+        eff, eff_p = _mean(forget, 0), _mean(forget, 1)
+        assert eff is not None and eff_p is not None  # a forget set is never empty
+        return cls(
+            eff, _mean(paraphrases, 0), _mean(neighbours, 0), _mean(others, 0), ppl,
+            eff_p, _mean(paraphrases, 1), _mean(neighbours, 1),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FactReport:
+    """One fact, before and after."""
+
+    prompt: str
+    answer: str
+    before: Measured
+    after: Measured
+
+    @classmethod
+    def of(cls, fact: Fact, before: Measured, after: Measured) -> FactReport:
+        """The fact's words, without its measuring prompts."""
+        return cls(fact.request.prompt, fact.request.answer, before, after)
+
+
+@dataclass
+class Report:
+    """What was forgotten, what it cost, and everything needed to do it again."""
+
+    facts: list[FactReport]
+    before: Phase
+    after: Phase
+    layers: list[LayerOutcome]
+    seconds: dict[str, float]
+    prefixes: list[str]
+    neutral_nll: tuple[float, float]
+    sensitive_nll: tuple[float, float]
+    hparams: dict[str, Any]
+    fingerprints: dict[str, str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The whole report, indented."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def to_markdown(self) -> str:
+        """A page to read: summary, facts, layers, time, run."""
+        template = files("zerounlearn.method").joinpath("report.md.jinja").read_text(encoding="utf-8")
+        env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        env.filters |= {"cell": _cell, "share": _share, "number": _number}
+        return env.from_string(template).render(report=self)
+
+    def save(self, folder: Path) -> None:
+        """Write report.json and report.md, each under a temporary name first.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        write_text(folder / "report.json", self.to_json() + "\n")
+        write_text(folder / "report.md", self.to_markdown())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as stream:
+            temporary = stream.name
+            stream.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise OutputError(f"cannot write {str(path)!r}: {error}; name another folder or free space") from error
+
+
+def environment(model: PreTrainedModel) -> dict[str, str]:
+    """Versions, device and dtype."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    weight = model.get_input_embeddings().weight
+    return {
+        "zerounlearn": zerounlearn.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "device": str(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _mean(hits: Sequence[Hit], column: int) -> float | None:
+    return sum(float(hit[column]) for hit in hits) / len(hits) if hits else None
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "⏎").strip()
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,322 @@
+"""ZeroUnlearn on a model: the steps of the paper's algorithm, one line each, in `unlearn`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.core.solve import factor_base, leakage, relative_change, solve_update
+from zerounlearn.core.subspace import orthonormal_basis
+from zerounlearn.errors import IllPosedError
+from zerounlearn.method.contexts import sample_prefixes
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.optimise import Problem, Solution, optimise
+from zerounlearn.method.request import Request, check_requests, target_ids
+from zerounlearn.method.statistics import Corpus, lineage_kept, second_moments
+from zerounlearn.model.hooks import first_tensor, forward_until, frozen, inputs_of, restored
+from zerounlearn.model.layout import Layout
+from zerounlearn.model.replay import Tape, record
+from zerounlearn.model.tokens import continuation, filler_id, length_sorted_batches, locate, pad
+
+log = logging.getLogger(__name__)
+
+# Tokens per forward pass when keys are read.
+_KEY_TOKENS = 8192
+# Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
+_RANK_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """What was done to one layer, measured on the weight as written.
+
+    `leakage` is ‖QᵀW'K‖/‖QᵀWK‖, `relative_change` ‖W'−W‖/‖W‖, `rank` that of Q, `condition` a lower bound
+    on the condition number of B₀, `distance` the mean ‖z* − h_L‖ that the layer started from.
+    """
+
+    layer: int
+    leakage: float
+    relative_change: float
+    rank: int
+    condition: float
+    distance: float
+
+
+@dataclass
+class Outcome:
+    """The result of one `unlearn`: what changed and how long each stage took."""
+
+    originals: dict[str, Tensor]
+    layers: list[LayerOutcome] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    prefixes: list[str] = field(default_factory=list)
+    neutral_nll: tuple[float, float] = (0.0, 0.0)
+    sensitive_nll: tuple[float, float] = (0.0, 0.0)
+
+
+def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
+    """The model's layout under the run's templates, with finite weights.
+
+    Raises:
+        LayoutError: see `Layout.of`.
+        IllPosedError: a weight to be edited contains NaN or Inf.
+    """
+    layout = Layout.of(
+        model,
+        hparams.layers,
+        rewrite_module_tmp=hparams.rewrite_module_tmp,
+        layer_module_tmp=hparams.layer_module_tmp,
+        ln_f_module=hparams.ln_f_module,
+        lm_head_module=hparams.lm_head_module,
+    )
+    for layer in hparams.layers:
+        if not torch.isfinite(layout.parameter(layer)).all():
+            raise IllPosedError(f"{layout.weight_names[layer]} contains NaN or Inf: reload the checkpoint")
+    return layout
+
+
+def unlearn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    hparams: ZeroUnlearnHyperParams,
+    corpus: Corpus,
+    *,
+    retain: Sequence[Request] = (),
+) -> Outcome:
+    """Forget `requests`, in place. If anything fails, the weights are as they were, bit for bit.
+
+    Args:
+        model: a decoder; its edited weights are changed.
+        tokenizer: the model's.
+        requests: the forget set.
+        hparams: the run's hyperparameters.
+        corpus: ordinary text behind C.
+        retain: facts to keep; their keys join C with weight `retain_KKT_lam`.
+
+    Raises:
+        RequestError, LayoutError, StatisticsError, IllPosedError: before any weight is changed, or with the
+            weights restored.
+    """
+    requests = check_requests(requests)
+    hparams.validate()
+    layout = layout_of(model, hparams)
+    neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
+    outcome = Outcome({})
+    clock = _Clock(outcome.seconds)
+    with (
+        restored([layout.parameter(layer) for layer in hparams.layers]) as originals,
+        frozen(model),
+        lineage_kept(layout, hparams.layers),
+    ):
+        outcome.originals = {layout.weight_names[i]: w for i, w in zip(hparams.layers, originals, strict=True)}
+        with clock("statistics"):
+            moments = second_moments(layout, tokenizer, hparams, corpus) if hparams.mom2_adjustment else {}
+        with clock("contexts"):
+            generator = torch.Generator().manual_seed(hparams.seed)
+            prefixes = sample_prefixes(
+                model, tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
+            )
+            outcome.prefixes = prefixes
+        with clock("vectors"):
+            z, V = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, outcome)
+        with clock("keys"):
+            walk = _Walk(layout, tokenizer, [*requests, *retain], prefixes, hparams)
+        for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
+            with clock("vectors"):
+                if layer not in V:
+                    V[layer] = _sensitive(layout, tokenizer, requests, [layer], prefixes, hparams).vectors
+            with clock("keys"):
+                keys = walk.keys(layer)
+                distance = z - walk.final_hidden(layer)[: len(requests)]
+            with clock("solve"):
+                outcome.layers.append(
+                    _edit_layer(
+                        layout, layer, moments.get(layer), keys, distance, V[layer],
+                        len(hparams.layers) - i, len(requests), hparams,
+                    )
+                )  # fmt: skip
+            log.info("%s", outcome.layers[-1])
+            with clock("keys"):
+                walk.advance(layer)
+    return outcome
+
+
+def _edit_layer(
+    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, distance: Tensor, V: Tensor,
+    remaining: int, n: int, hparams: ZeroUnlearnHyperParams,
+) -> LayerOutcome:  # fmt: skip
+    """Solve for one layer and write its weight. `keys` holds the forget set's n rows, then the retain set's."""
+    where = f"layer {layer}"
+    W = layout.read(layer)
+    solver = torch.device("cpu") if W.device.type == "mps" else W.device
+    W, keys, R, V = (x.to(solver) for x in (W, keys, distance / remaining, V))
+    base = factor_base(
+        W, C,
+        corpus_weight=hparams.wiki_KKT_lam,
+        ridge=hparams.regularization_lam,
+        keep=keys[n:] if len(keys) > n else None,
+        keep_weight=hparams.retain_KKT_lam,
+        dtype=getattr(torch, hparams.solve_dtype),
+        where=where,
+    )  # fmt: skip
+    Q = orthonormal_basis(V, rtol=_RANK_TOLERANCE)
+    update = solve_update(
+        W, base, keys[:n], R, Q,
+        forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where,
+    )  # fmt: skip
+    before = W.clone()
+    edited = update.apply(W)
+    if not torch.isfinite(edited.to(W.dtype)).all():
+        raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; lower forget_KKT_lam")
+    layout.write(layer, edited)
+    written = layout.read(layer).to(solver)
+    return LayerOutcome(
+        layer=layer,
+        leakage=leakage(Q, before, written, keys[:n]),
+        relative_change=relative_change(before, written),
+        rank=Q.shape[1],
+        condition=base.condition(),
+        distance=float(distance.norm(dim=1).mean()),
+    )
+
+
+def _vectors(
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    neutral: Sequence[tuple[int, ...]],
+    prefixes: Sequence[str],
+    hparams: ZeroUnlearnHyperParams,
+    outcome: Outcome,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """z* (n, d) at the last edited layer and, for `sensitive_from: original`, V_u (n, d) of every layer."""
+    problems = [Problem(r, t, hparams.layers[-1], "block") for r, t in zip(requests, neutral, strict=True)]
+    if hparams.sensitive_from == "original":
+        problems += _sensitive_problems(tokenizer, requests, hparams.layers)
+    found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
+    n = len(requests)
+    outcome.neutral_nll = (float(found.initial[:n].mean()), float(found.final[:n].mean()))
+    if len(problems) > n:
+        outcome.sensitive_nll = (float(found.initial[n:].mean()), float(found.final[n:].mean()))
+    parts = found.vectors[n:].split(n) if len(problems) > n else []
+    return found.vectors[:n], dict(zip(hparams.layers, parts, strict=False))
+
+
+def _sensitive_problems(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], layers: Sequence[int]
+) -> list[Problem]:
+    answers = [tuple(continuation(tokenizer, r.prompt, r.answer)) for r in requests]
+    return [
+        Problem(r, t, layer, "projection") for layer in layers for r, t in zip(requests, answers, strict=True)
+    ]
+
+
+def _sensitive(
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    layers: Sequence[int],
+    prefixes: Sequence[str],
+    hparams: ZeroUnlearnHyperParams,
+) -> Solution:
+    problems = _sensitive_problems(tokenizer, requests, layers)
+    return optimise(layout, tokenizer, problems, prefixes, hparams, progress=f"V_u of layers {list(layers)}")
+
+
+class _Walk:
+    """Keys of the requests at one edited layer after another, on the weights as they are by then.
+
+    The model runs once, up to the first edited layer; from there only the edited layers are replayed.
+    """
+
+    def __init__(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
+        prefixes: Sequence[str], hparams: ZeroUnlearnHyperParams,
+    ) -> None:  # fmt: skip
+        self.layout, self.layers, self.requests = layout, hparams.layers, len(requests)
+        rows: list[list[int]] = []
+        self.positions: list[int] = []
+        for prefix in ("", *prefixes):  # context-major: row c * n + i is request i in context c
+            for request in requests:
+                start, end = request.subject_span
+                text = prefix + request.prompt
+                ids, position = locate(tokenizer, text, len(prefix) + start, len(prefix) + end, hparams.fact_token)
+                rows.append(ids)
+                self.positions.append(position)
+        self.batches = length_sorted_batches([len(row) for row in rows], _KEY_TOKENS)
+        self.tapes: list[Tape] = []
+        self.hidden: list[Tensor] = []
+        first, last = self.layers[0], self.layers[-1]
+        for batch in self.batches:
+            ids, mask = pad([rows[i] for i in batch], filler_id(tokenizer), layout.device)
+            tape = record(layout, ids, mask, replayed=range(first, last + 1), inputs=[first])
+            self.tapes.append(tape)
+            self.hidden.append(tape.inputs.pop(first))
+
+    def _gather(self, parts: Sequence[Tensor]) -> Tensor:
+        """Each row's hidden state at its looked-up position, in row order: (rows, ·)."""
+        found: dict[int, Tensor] = {}
+        for batch, part in zip(self.batches, parts, strict=True):
+            for at, row in enumerate(batch):
+                found[row] = part[at, self.positions[row]]
+        return torch.stack([found[i] for i in sorted(found)])
+
+    @torch.no_grad()
+    def keys(self, layer: int) -> Tensor:
+        """K (n, m): the mean over the two context groups, each averaged in itself (as MEMIT does)."""
+        parts = []
+        with inputs_of({layer: self.layout.projections[layer]}) as seen:
+            for tape, hidden in zip(self.tapes, self.hidden, strict=True):
+                tape.run(layer, hidden)
+                parts.append(seen[layer])
+        rows = self._gather(parts).double() if parts[0].device.type != "mps" else self._gather(parts).float()
+        by_context = rows.view(-1, self.requests, rows.shape[1])
+        groups = [by_context[0], *([by_context[1:].mean(0)] if len(by_context) > 1 else [])]
+        return torch.stack(groups).mean(0)
+
+    @torch.no_grad()
+    def final_hidden(self, layer: int) -> Tensor:
+        """h_L (n, d): the last edited layer's output on the bare prompts, replayed from `layer` on."""
+        found: dict[int, Tensor] = {}
+        for batch, tape, hidden in zip(self.batches, self.tapes, self.hidden, strict=True):
+            bare = [at for at, row in enumerate(batch) if row < self.requests]
+            if not bare:
+                continue
+            rows = torch.tensor(bare, device=hidden.device)
+            state = hidden[rows]
+            for block in range(layer, self.layers[-1] + 1):
+                state = tape.run(block, state, rows)
+            for at, part in zip(bare, state, strict=True):
+                found[batch[at]] = part[self.positions[batch[at]]]
+        z = torch.stack([found[i] for i in range(self.requests)])
+        return z if z.dtype == torch.float64 else z.float()
+
+    @torch.no_grad()
+    def advance(self, layer: int) -> None:
+        """Move on behind `layer`, whose weight has been written."""
+        if layer != self.layers[-1]:
+            self.hidden = [t.run(layer, h) for t, h in zip(self.tapes, self.hidden, strict=True)]
+
+
+class _Clock:
+    """Adds up seconds by stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,81 @@
+"""Hooks that are always undone, and weights that are always put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Stopped(Exception):
+    """Raised by a hook to leave a forward pass early; never seen outside this module."""
+
+
+@contextmanager
+def inputs_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect the first positional input of each module, keyed as given."""
+    seen: dict[int, Tensor] = {}
+
+    def save(key: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[key] = args[0].detach()
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(save(key)).remove)
+        yield seen
+
+
+def forward_until(model: nn.Module, last: nn.Module, **inputs: Any) -> None:
+    """Run a forward pass that ends as soon as `last` has run: later layers cost nothing."""
+
+    def stop(*_: Any) -> None:
+        raise _Stopped
+
+    handle = last.register_forward_hook(stop)
+    try:
+        model(**inputs)
+    except _Stopped:
+        return
+    finally:
+        handle.remove()
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden state of a block's output, which is a tensor or a tuple that begins with one."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """Put the parameters back bit for bit if the body raises, KeyboardInterrupt included."""
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield saved
+    except BaseException:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.copy_(value)
+        raise
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no parameter gradients inside; both as before outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
