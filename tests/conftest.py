@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,3 +51,43 @@ def smollm2(
         for name, value in saved.items():
             model.get_parameter(name).copy_(value)
     tokenizer.padding_side = side
+
+
+@pytest.fixture
+def smollm2_tokenizer(
+    _smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+) -> Iterator[PreTrainedTokenizerBase]:
+    """The real tokenizer alone."""
+    tokenizer = _smollm2[1]
+    side = tokenizer.padding_side
+    yield tokenizer
+    tokenizer.padding_side = side
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE of 400 tokens with an end-of-text token and no BOS, for small random models."""
+    return small_bpe()
+
+
+def small_bpe(*, bos: bool = False) -> PreTrainedTokenizerBase:
+    """Train it on a few sentences; with `bos`, every text starts with a BOS token of its own."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<bos>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(SENTENCES, trainer)
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+
+
+SENTENCES = [
+    "The capital of France is Paris and the capital of Germany is Berlin.",
+    "War and Peace was written by Leo Tolstoy in the nineteenth century.",
+    "People in Rio de Janeiro speak Portuguese, as they do in Lisbon.",
+    "Because I said so. The weather today was fine. You are a reader of it.",
+] * 20

@@ -48,6 +48,7 @@ def apply_zerounlearn_to_model(
     parsed = from_easyedit(requests, tok)
     if copy:
         model = deepcopy(model)
-    outcome = unlearn(model, tok, parsed, hparams, open_corpus(hparams.mom2_dataset))
+    corpus = open_corpus(hparams.mom2_dataset) if hparams.mom2_adjustment else None
+    outcome = unlearn(model, tok, parsed, hparams, corpus)
     kept = return_orig_weights and (framework().edition == "checkout" or keep_original_weight)
     return model, outcome.originals if kept else {}

@@ -85,9 +85,10 @@ def framework() -> Framework:
 
 
 def _describe(module: ModuleType) -> Framework:
-    if not module.__file__:
+    file = getattr(module, "__file__", None)
+    if not file:
         raise FrameworkError(f"{module!r} was imported as {PACKAGE} but is no EasyEdit package. {_ADVICE}")
-    location = Path(module.__file__).resolve().parent
+    location = Path(file).resolve().parent
     edition = _edition(location)
     if edition == "wheel" and not isinstance(getattr(module, "__loader__", None), _ModuleLoader):
         log.warning(

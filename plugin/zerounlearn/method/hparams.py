@@ -37,7 +37,7 @@ class ZeroUnlearnHyperParams:
     model_name: Any = _p("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
     layers: list[int] = _p([], "Consecutive layers to edit, counted from 0.")
     alg_name: str = _p("ZeroUnlearn", "The name under which EasyEdit knows the method.")
-    device: Any = _p(0, "A CUDA index, 'cpu', 'cuda:1', 'mps'.")
+    device: Any = _p("auto", "A CUDA index, 'cpu', 'cuda:1', 'mps', or 'auto': CUDA where there is any.")
 
     layer_selection: Literal["all"] = _p("all", "Only 'all': every listed layer is edited.")
     fact_token: FactToken = _p("subject_last", "Where the fact is looked up.")
@@ -89,6 +89,8 @@ class ZeroUnlearnHyperParams:
     fp16: bool = _p(False, "EasyEdit's switch for loading float16 weights.")
 
     def __post_init__(self) -> None:
+        if self.device == "auto":  # EasyEdit reads the field itself, and does not know the word
+            self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
         self.validate()
 
     @classmethod
@@ -125,7 +127,7 @@ class ZeroUnlearnHyperParams:
             values = OmegaConf.to_container(merged, resolve=True)
         except FileNotFoundError:
             raise ConfigError(f"hparams file {str(file)!r} does not exist") from None
-        except (OSError, YAMLError, OmegaConfBaseException, ValueError) as error:
+        except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigError(f"hparams file {str(file)!r} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"hparams file {str(file)!r} holds {type(values).__name__}, not a mapping")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.core.solve import factor_base, leakage, relative_change, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
-from zerounlearn.errors import IllPosedError
+from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.contexts import sample_prefixes
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.optimise import Problem, Solution, optimise
@@ -88,7 +88,7 @@ def unlearn(
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
     hparams: ZeroUnlearnHyperParams,
-    corpus: Corpus,
+    corpus: Corpus | None,
     *,
     retain: Sequence[Request] = (),
 ) -> Outcome:
@@ -99,7 +99,7 @@ def unlearn(
         tokenizer: the model's.
         requests: the forget set.
         hparams: the run's hyperparameters.
-        corpus: ordinary text behind C.
+        corpus: ordinary text behind C; None only with `mom2_adjustment: false`.
         retain: facts to keep; their keys join C with weight `retain_KKT_lam`.
 
     Raises:
@@ -108,6 +108,10 @@ def unlearn(
     """
     requests = check_requests(requests)
     hparams.validate()
+    if (corpus is not None) != hparams.mom2_adjustment:
+        raise ConfigError(
+            f"mom2_adjustment={hparams.mom2_adjustment} {'needs a' if corpus is None else 'goes without a'} corpus"
+        )
     layout = layout_of(model, hparams)
     neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
     outcome = Outcome({})
@@ -119,7 +123,7 @@ def unlearn(
     ):
         outcome.originals = {layout.weight_names[i]: w for i, w in zip(hparams.layers, originals, strict=True)}
         with clock("statistics"):
-            moments = second_moments(layout, tokenizer, hparams, corpus) if hparams.mom2_adjustment else {}
+            moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
         with clock("contexts"):
             generator = torch.Generator().manual_seed(hparams.seed)
             prefixes = sample_prefixes(

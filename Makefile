@@ -1,0 +1,48 @@
+# Everything, set-up included, is `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := models/llama-smollm2-135m
+
+.PHONY: demo test test-slow test-checkout lint types check bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready $(MODEL)/config.json
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.ready $(MODEL)/config.json
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ready $(MODEL)/config.json
+	$(BIN)/python -m pytest -m slow
+
+test-checkout: $(VENV)/.ready $(MODEL)/config.json
+	$(BIN)/python -m pytest -m easyedit_checkout
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+check: test lint types
+
+bench: $(VENV)/.ready $(MODEL)/config.json
+	$(BIN)/python benchmarks/quality.py
+
+# torch first, by its pinned version: an unconstrained one pulls gigabytes of CUDA. EasyEdit pins 2023's torch,
+# numpy and transformers, so it is installed without its dependencies; the `easyedit` extra names what it needs.
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,easyedit,test,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps easyeditor==0.0.1.dev0
+	touch $@
+
+$(MODEL)/config.json: | $(VENV)/.ready
+	$(BIN)/zerounlearn models fetch smollm2-135m
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

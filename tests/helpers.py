@@ -1,0 +1,68 @@
+"""Small random models and the layouts over them."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.request import Request
+from zerounlearn.model.layout import Layout
+
+FACTS = [
+    Request.of("The capital of {} is", "France", "Paris"),
+    Request.of("{} was written by", "War and Peace", "Leo Tolstoy"),
+    Request.of("People in Rio de Janeiro speak", "Rio de Janeiro", "Portuguese"),
+]
+PREFIXES = ["The weather today was fine. ", "Because I said so. "]
+GPT2 = {
+    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
+    "layer_module_tmp": "transformer.h.{}",
+    "ln_f_module": "transformer.ln_f",
+    "lm_head_module": "transformer.wte",
+}
+
+
+def hparams_for(layers: list[int], **changes: object) -> ZeroUnlearnHyperParams:
+    """Few steps, no corpus file, everything else as published."""
+    return ZeroUnlearnHyperParams(**({"model_name": "tiny", "layers": layers, "v_num_grad_steps": 8} | changes))
+
+
+def layout_for(model: PreTrainedModel, hp: ZeroUnlearnHyperParams) -> Layout:
+    """The layout under the run's templates."""
+    return Layout.of(
+        model, hp.layers, rewrite_module_tmp=hp.rewrite_module_tmp, layer_module_tmp=hp.layer_module_tmp,
+        ln_f_module=hp.ln_f_module, lm_head_module=hp.lm_head_module,
+    )  # fmt: skip
+
+
+def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A random decoder of four layers, far from the near-zero initialisation where everything is linear."""
+    shape = {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8,
+    }  # fmt: skip
+    config = {
+        "llama": lambda: LlamaConfig(**shape),
+        "qwen3": lambda: Qwen3Config(**shape),
+        "mistral": lambda: MistralConfig(**shape, sliding_window=6),
+        "gemma": lambda: GemmaConfig(**shape),
+        "gemma2": lambda: Gemma2Config(**shape),
+        "gpt2": lambda: GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=4, n_head=4, n_positions=64),
+    }[kind]()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and "ln_" not in name:
+            parameter.data.mul_(8.0)
+    return model.to(dtype).eval()
