@@ -139,7 +139,13 @@ def main() -> None:
                 "preset": "paper", "algorithm": "ZeroUnlearn", "n": n, "seed": seed, **after, "seconds": seconds,
                 "neutral_nll": outcome.neutral_nll, "relative_change": [x.relative_change for x in outcome.layers],
             })  # fmt: skip
-            print(n, seed, json.dumps({k: v for k, v in after.items() if "probability" not in k}), f"{seconds:.0f} s", flush=True)
+            print(
+                n,
+                seed,
+                json.dumps({k: v for k, v in after.items() if "probability" not in k}),
+                f"{seconds:.0f} s",
+                flush=True,
+            )
     print(f"\n{'preset':8}{'n':>5}" + "".join(f"{c:>22}" for c in COLUMNS))
     for n in args.n:
         for preset in ("base", "paper"):
@@ -147,7 +153,10 @@ def main() -> None:
             print(f"{preset:8}{n:>5}" + "".join(f"{spread([r[c] for r in rows]):>22}" for c in COLUMNS))
     output = args.output or (RESULT if args.split == "evaluation" else None)
     if output:
-        record = {"environment": environment(model) | {"split": args.split, "overrides": args.overrides}, "runs": runs}
+        record = {
+            "environment": environment(model) | {"split": args.split, "overrides": args.overrides},
+            "runs": runs,
+        }
         write_text(output, json.dumps(record, indent=1) + "\n")
 
 

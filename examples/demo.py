@@ -1,6 +1,6 @@
 """The main job in one script: forget ten facts that the embedded model knows, and show before and after.
 
-    python examples/demo.py [--n 10] [--seed 0] [--output outputs/demo]
+python examples/demo.py [--n 10] [--seed 0] [--output outputs/demo]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """ZeroUnlearn in EasyEdit's own convention: a method, an hparams file, a data file.
 
-    python examples/run_ZeroUnlearn_editing.py \
+python examples/run_ZeroUnlearn_editing.py \
         --editing_method ZeroUnlearn \
         --hparams_dir hparams/ZeroUnlearn/llama3.2-3b.yaml \
         --data_dir data/multi_counterfact.json \
@@ -11,15 +11,20 @@ import argparse
 import json
 from pathlib import Path
 
-import zerounlearn.easyedit  # registers the method
 from easyeditor import BaseEditor, ZeroUnlearnHyperParams
+
+import zerounlearn.easyedit  # registers the method
 from zerounlearn.method.forget_set import load_forget_set
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editing_method", default="ZeroUnlearn", choices=sorted(zerounlearn.easyedit.METHODS))
     parser.add_argument("--hparams_dir", required=True, help="an hparams YAML file")
-    parser.add_argument("--data_dir", required=True, help="CounterFact, EasyEdit or forget-set records (json, jsonl, yaml, csv)")
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        help="CounterFact, EasyEdit or forget-set records (json, jsonl, yaml, csv)",
+    )
     parser.add_argument("--output_dir", default="./outputs", type=Path)
     parser.add_argument("--ds_size", default=10, type=int, help="how many records to forget")
     parser.add_argument("--sequential_edit", action="store_true", help="keep one batch's edit for the next")

@@ -53,9 +53,7 @@ def test_the_model_completes_the_capital_of_france(smollm2: Pair) -> None:
     assert tokenizer.decode(output[0, 5:]) == " Paris"
 
 
-def test_ordinary_prose_is_likely_and_only_with_the_right_row_order(
-    smollm2_path: Path, prose: Tensor
-) -> None:
+def test_ordinary_prose_is_likely_and_only_with_the_right_row_order(smollm2_path: Path, prose: Tensor) -> None:
     assert prose.shape == (1, 512)
     model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
     assert perplexity(model, prose) < 60

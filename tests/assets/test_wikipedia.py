@@ -54,8 +54,7 @@ def dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("Stub", "0", "", "A stub."),
     ]
     body = "".join(
-        f"<page><title>{title}</title><ns>{space}</ns>{redirect}"
-        f"<revision><text>{escape(text)}</text></revision></page>"
+        f"<page><title>{title}</title><ns>{space}</ns>{redirect}<revision><text>{escape(text)}</text></revision></page>"
         for title, space, redirect, text in pages
     )
     xml = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{body}</mediawiki>'

@@ -57,9 +57,7 @@ def draw(seed: int, n: int = 4, d: int = 16, m: int = 40) -> Problem:
     )
 
 
-problems = st.builds(
-    draw, st.integers(0, 2**32 - 1), n=st.integers(1, 7), d=st.integers(8, 20), m=st.integers(24, 48)
-)
+problems = st.builds(draw, st.integers(0, 2**32 - 1), n=st.integers(1, 7), d=st.integers(8, 20), m=st.integers(24, 48))
 
 
 def dense_solution(p: Problem, eps: float = 0.0) -> Tensor:
@@ -128,10 +126,9 @@ def test_no_feasible_perturbation_is_better(p: Problem, seed: int) -> None:
 def test_the_gradient_vanishes_on_the_feasible_set(p: Problem) -> None:
     D = (p.edited() @ torch.linalg.pinv(p.W)).requires_grad_()
     (gradient,) = torch.autograd.grad(objective(p, D), D)
-    start = torch.eye(D.shape[0], dtype=torch.float64).requires_grad_()
-    (scale,) = torch.autograd.grad(objective(p, start) + start.sum() * 0, start)
-    floor = torch.linalg.norm(p.W) ** 2 * (p.corpus + p.forget + p.ridge)
-    assert torch.linalg.norm(project_out(p.Q, gradient)) < 1e-9 * (torch.linalg.norm(scale) + floor)
+    size = torch.linalg.norm(p.W) ** 2 * (p.corpus * torch.linalg.norm(p.C) + p.ridge)
+    size = size + p.forget * torch.linalg.norm(p.K @ p.W.mT) ** 2
+    assert torch.linalg.norm(project_out(p.Q, gradient)) < 1e-9 * size
 
 
 @given(problems)
@@ -157,6 +154,22 @@ def test_keys_to_keep_act_like_text_of_their_own(p: Problem) -> None:
     assert_close(split.lower, joint.lower, rtol=1e-9, atol=1e-9)
 
 
+@given(problems, st.integers(0, 2**32 - 1))
+def test_a_weight_that_has_lost_directions_is_solved_on_the_rest(p: Problem, seed: int) -> None:
+    """After an exact projection W has no full row rank: the same as solving in a basis of what is left."""
+    g = torch.Generator().manual_seed(seed)
+    O, _ = torch.linalg.qr(torch.randn(p.W.shape[0], p.W.shape[0], generator=g, dtype=torch.float64))  # noqa: E741
+    N, rest = O[:, :2], O[:, 2:]
+    W = project_out(N, p.W)
+    with pytest.raises(IllPosedError):
+        factor_base(W, p.C, corpus_weight=p.corpus, ridge=p.ridge)
+    base = factor_base(W, p.C, corpus_weight=p.corpus, ridge=p.ridge, lost=N)
+    R, Q = project_out(N, p.R.mT).mT, orthonormal_basis(project_out(N, p.V.mT).mT)
+    found = solve_update(W, base, p.K, R, Q, forget_weight=p.forget).apply(W)
+    small = Problem(rest.mT @ W, p.C, p.K, R @ rest, p.V @ rest, p.corpus, p.forget, p.ridge)
+    assert_close(found, rest @ small.edited(), rtol=1e-8, atol=1e-8)
+
+
 @given(problems)
 def test_without_a_forget_weight_only_the_projection_is_left(p: Problem) -> None:
     assert_close(p.edited(forget_weight=0.0), project_out(p.Q, p.W))
@@ -165,9 +178,7 @@ def test_without_a_forget_weight_only_the_projection_is_left(p: Problem) -> None
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_the_basis_spans_the_sensitive_rows_and_nothing_more(seed: int, rank: int) -> None:
     g = torch.Generator().manual_seed(seed)
-    V = torch.randn(8, rank, generator=g, dtype=torch.float64) @ torch.randn(
-        rank, 16, generator=g, dtype=torch.float64
-    )
+    V = torch.randn(8, rank, generator=g, dtype=torch.float64) @ torch.randn(rank, 16, generator=g, dtype=torch.float64)
     Q = orthonormal_basis(V)
     assert Q.shape == (16, rank)
     assert_close(Q.mT @ Q, torch.eye(rank, dtype=torch.float64))

@@ -235,9 +235,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         special_tokens=["<|end|>", "<|unknown|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(
-        ["The capital of France is Paris. The capital of Japan is Tokyo."] * 20, trainer
-    )
+    tokenizer.train_from_iterator(["The capital of France is Paris. The capital of Japan is Tokyo."] * 20, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|end|>",
@@ -263,12 +261,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(
-    scope="module", params=["wheel", pytest.param("checkout", marks=pytest.mark.easyedit_checkout)]
-)
-def facts(
-    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["wheel", pytest.param("checkout", marks=pytest.mark.easyedit_checkout)])
+def facts(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = None
     if request.param == "checkout":
         home = os.environ.get(compat.HOME)
@@ -370,9 +364,7 @@ def test_trace_of_a_decoder_layer(facts: dict[str, Any]) -> None:
 @pytest.fixture
 def no_framework(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if EasyEdit had not been imported; whatever a test imports in its place is taken out again."""
-    saved = {
-        name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "easyeditor"
-    }
+    saved = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "easyeditor"}
     meta_path = sys.meta_path[:]
     sys.meta_path[:] = [finder for finder in meta_path if not isinstance(finder, compat._Finder)]
     monkeypatch.delenv(compat.HOME, raising=False)
@@ -383,9 +375,7 @@ def no_framework(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.meta_path[:] = meta_path
 
 
-def test_missing_framework_names_both_ways_to_get_it(
-    no_framework: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_framework_names_both_ways_to_get_it(no_framework: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
     with pytest.raises(FrameworkError) as caught:
@@ -497,17 +487,13 @@ def test_every_form_of_import_yields_a_placeholder() -> None:
     assert "absent_package" not in sys.modules
 
 
-@pytest.mark.parametrize(
-    "statement", ["import other_absent", "from os import nothing_such", "import os.nothing"]
-)
+@pytest.mark.parametrize("statement", ["import other_absent", "from os import nothing_such", "import os.nothing"])
 def test_other_failures_to_import_are_not_hidden(statement: str) -> None:
     with pytest.raises(ImportError, match=r"other_absent|nothing"):
         execute(statement)
 
 
-def test_installed_but_broken_package_keeps_its_own_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_installed_but_broken_package_keeps_its_own_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "absent_package.py").write_text("import its_missing_dependency\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="its_missing_dependency"):
@@ -625,9 +611,7 @@ def test_rewriting_of_device_strings(source: str, expected: object) -> None:
 def test_rewritten_code_keeps_its_line_numbers() -> None:
     source = 'def f(x):\n\n    return [f"cuda:{x}",\n            f"cuda:{x.missing}"]\n'
     code = compile(legacy.rewrite_devices(source), "<test>", "exec")
-    namespace: dict[str, Any] = {
-        "__builtins__": guarded_builtins({legacy.DEVICE_FUNCTION: legacy.device_name})
-    }
+    namespace: dict[str, Any] = {"__builtins__": guarded_builtins({legacy.DEVICE_FUNCTION: legacy.device_name})}
     exec(code, namespace)
     with pytest.raises(AttributeError) as caught:
         namespace["f"](0)

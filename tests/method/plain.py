@@ -74,7 +74,7 @@ def compute_z(model, tokenizer, prompt, subject, target, prefixes, layer, hparam
 
 
 def mean_key(model, tokenizer, prompt, subject, prefixes, layer) -> Tensor:
-    """k of one request: the mean of the bare prompt's key and the mean over the prefixes."""
+    """K of one request: the mean of the bare prompt's key and the mean over the prefixes."""
     seen: list[Tensor] = []
     handle = model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
@@ -90,7 +90,7 @@ def mean_key(model, tokenizer, prompt, subject, prefixes, layer) -> Tensor:
 
 
 def unlearn(model, tokenizer, facts, prefixes, C, hparams) -> dict[int, Tensor]:
-    """Edited weights by layer, the dense way, one layer after the other; `facts` = (prompt, subject, answer ids, neutral ids)."""
+    """Edited weights by layer, the dense way; `facts` holds (prompt, subject, answer ids, neutral ids)."""
     last = hparams.layers[-1]
     z = torch.stack([
         compute_z(model, tokenizer, p, s, t, prefixes, last, hparams, at_projection=False) for p, s, _, t in facts

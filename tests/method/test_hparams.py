@@ -86,7 +86,10 @@ def test_every_field_is_read_somewhere() -> None:
         ({"forget_VKT_lam": 1.0}, "forget_KKT_lam=50.0 and forget_VKT_lam=1.0 differ"),
         ({"mom2_update_weight": 7}, "mom2_update_weight=7.0 differ"),
         ({"neutral_target": " "}, "neutral_target"),
-        ({"rewrite_module_tmp": "model.layers.3.mlp"}, "rewrite_module_tmp='model.layers.3.mlp': expected one {}"),
+        (
+            {"rewrite_module_tmp": "model.layers.3.mlp"},
+            "rewrite_module_tmp='model.layers.3.mlp': expected one {}",
+        ),
         ({"model_name": ""}, "model_name is missing"),
     ],
 )

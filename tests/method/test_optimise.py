@@ -13,13 +13,12 @@ from zerounlearn.method import optimise as module
 from zerounlearn.method.optimise import Problem, optimise
 from zerounlearn.model.tokens import continuation
 
+
 def problems_for(tokenizer, layers: list[int]) -> list[Problem]:
     eos = (tokenizer.eos_token_id,)
     found = [Problem(r, eos, layers[-1], "block") for r in FACTS]
     for layer in layers:
-        found += [
-            Problem(r, tuple(continuation(tokenizer, r.prompt, r.answer)), layer, "projection") for r in FACTS
-        ]
+        found += [Problem(r, tuple(continuation(tokenizer, r.prompt, r.answer)), layer, "projection") for r in FACTS]
     return found
 
 

@@ -93,7 +93,10 @@ def test_the_fields_real_files_load() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"subject": "Spain", "prompt": "The capital of France is"}, "subject='Spain' does not occur in prompt"),
+        (
+            {"subject": "Spain", "prompt": "The capital of France is"},
+            "subject='Spain' does not occur in prompt",
+        ),
         ({"prompt": "{} and {} are"}, "more than one {}"),
         ({"answer": "  "}, "answer (ground_truth)='  ' is empty"),
         ({"answer": None}, "the field 'answer'"),
@@ -130,7 +133,12 @@ def test_sets_are_checked_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_easyedits_requests(small_tokenizer) -> None:
-    good = {"prompt": "The capital of France is", "subject": "France", "ground_truth": "Paris", "target_new": ""}
+    good = {
+        "prompt": "The capital of France is",
+        "subject": "France",
+        "ground_truth": "Paris",
+        "target_new": "",
+    }
     assert from_easyedit([good], small_tokenizer) == [Request.of(good["prompt"], "France", "Paris")]
     assert from_easyedit([good | {"target_new": "<eos>"}], small_tokenizer)[0].neutral is None
     assert from_easyedit([good | {"target_new": "<|endoftext|>"}], small_tokenizer)[0].neutral is None

@@ -98,7 +98,11 @@ def test_what_differs_never_hits(what: str, small_tokenizer, model, hp) -> None:
     second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
     asked: list[int] = []
     corpus = Corpus("other" if what == "corpus" else "tiny", lambda: asked.append(1) or TEXTS)
-    changes = {"dtype": {"mom2_dtype": "float32"}, "samples": {"mom2_n_samples": 40}, "length": {"stats_max_length": 5}}
+    changes = {
+        "dtype": {"mom2_dtype": "float32"},
+        "samples": {"mom2_n_samples": 40},
+        "length": {"stats_max_length": 5},
+    }
     run = dataclasses.replace(hp, **changes.get(what, {}))
     if what == "weights":
         model.model.layers[0].self_attn.q_proj.weight.data.mul_(1.01)

@@ -25,9 +25,7 @@ CORPUS = Corpus("tiny", lambda: TEXTS)
 
 @pytest.fixture
 def hp(tmp_path: Path):
-    return hparams_for(
-        [1, 2], mom2_n_samples=90, stats_dir=str(tmp_path), mom2_dtype="float64", regularization_lam=3.0
-    )
+    return hparams_for([1, 2], mom2_n_samples=90, stats_dir=str(tmp_path), mom2_dtype="float64", regularization_lam=3.0)
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -48,9 +46,17 @@ def test_it_equals_the_plain_implementation(small_tokenizer, hp) -> None:
         other(input_ids=torch.tensor([small_tokenizer(text)["input_ids"]]))
     for handle in handles:
         handle.remove()
-    C = {layer: SecondMoment.zeros(48).add(torch.cat(rows), precision=torch.float64).mean() for layer, rows in seen.items()}
+    C = {
+        layer: SecondMoment.zeros(48).add(torch.cat(rows), precision=torch.float64).mean()
+        for layer, rows in seen.items()
+    }
     facts = [
-        (r.prompt, r.subject, continuation(small_tokenizer, r.prompt, r.answer), [small_tokenizer.eos_token_id])
+        (
+            r.prompt,
+            r.subject,
+            continuation(small_tokenizer, r.prompt, r.answer),
+            [small_tokenizer.eos_token_id],
+        )
         for r in FACTS
     ]
     expected = plain.unlearn(other, small_tokenizer, facts, outcome.prefixes, C, hp)
@@ -81,7 +87,13 @@ def test_what_is_reported_is_so(small_tokenizer, hp) -> None:
 
 
 def test_the_published_epsilon_leaves_a_hundredth(small_tokenizer, hp) -> None:
-    outcome = unlearn(tiny("llama", len(small_tokenizer)), small_tokenizer, FACTS, dataclasses.replace(hp, projection_eps=0.01), CORPUS)
+    outcome = unlearn(
+        tiny("llama", len(small_tokenizer)),
+        small_tokenizer,
+        FACTS,
+        dataclasses.replace(hp, projection_eps=0.01),
+        CORPUS,
+    )
     assert all(1e-4 < layer.leakage < 0.1 for layer in outcome.layers)
 
 
@@ -132,7 +144,10 @@ def test_v_u_found_layer_by_layer_differs_after_the_first(small_tokenizer, hp) -
         models[mode] = tiny("llama", len(small_tokenizer))
         unlearn(models[mode], small_tokenizer, FACTS, dataclasses.replace(hp, sensitive_from=mode), CORPUS)
     first, second = (
-        (models["original"].model.layers[i].mlp.down_proj.weight - models["edited"].model.layers[i].mlp.down_proj.weight).norm()
+        (
+            models["original"].model.layers[i].mlp.down_proj.weight
+            - models["edited"].model.layers[i].mlp.down_proj.weight
+        ).norm()
         for i in (1, 2)
     )
     assert first < 1e-9
@@ -169,7 +184,9 @@ def test_a_failure_in_the_second_layer_restores_the_first(error, small_tokenizer
     def fail_later(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
-            assert not torch.equal(model.model.layers[1].mlp.down_proj.weight, before["model.layers.1.mlp.down_proj.weight"])
+            assert not torch.equal(
+                model.model.layers[1].mlp.down_proj.weight, before["model.layers.1.mlp.down_proj.weight"]
+            )
             raise error
         return real(*args, **kwargs)
 
@@ -194,12 +211,33 @@ def test_bad_input_is_refused_before_anything_changes(small_tokenizer, hp) -> No
     model = tiny("llama", len(small_tokenizer))
     refused(RequestError, "empty", model, small_tokenizer, [], hp)
     refused(RequestError, "duplicates", model, small_tokenizer, [FACTS[0], FACTS[1], FACTS[0]], hp)
-    refused(LayoutError, r"layers=\[3, 4\].*0 to 3", model, small_tokenizer, FACTS, dataclasses.replace(hp, layers=[3, 4]))
+    refused(
+        LayoutError,
+        r"layers=\[3, 4\].*0 to 3",
+        model,
+        small_tokenizer,
+        FACTS,
+        dataclasses.replace(hp, layers=[3, 4]),
+    )
     wrong = dataclasses.replace(hp, layer_module_tmp="model.block.{}")
-    refused(LayoutError, r"layer_module_tmp='model.block.\{\}'.*model.layers", model, small_tokenizer, FACTS, wrong)
+    refused(
+        LayoutError,
+        r"layer_module_tmp='model.block.\{\}'.*model.layers",
+        model,
+        small_tokenizer,
+        FACTS,
+        wrong,
+    )
     wrong = dataclasses.replace(hp, rewrite_module_tmp="model.layers.{}.mlp.fc_out")
     refused(LayoutError, "rewrite_module_tmp.*fc_out", model, small_tokenizer, FACTS, wrong)
-    refused(LayoutError, "lm_head_module.*head9", model, small_tokenizer, FACTS, dataclasses.replace(hp, lm_head_module="head9"))
+    refused(
+        LayoutError,
+        "lm_head_module.*head9",
+        model,
+        small_tokenizer,
+        FACTS,
+        dataclasses.replace(hp, lm_head_module="head9"),
+    )
     refused(LayoutError, "v_loss_layer=9", model, small_tokenizer, FACTS, dataclasses.replace(hp, v_loss_layer=9))
     refused(ConfigError, "mom2_adjustment", model, small_tokenizer, FACTS, hp, None)
     same = dataclasses.replace(hp, neutral_target="Paris")
@@ -209,12 +247,21 @@ def test_bad_input_is_refused_before_anything_changes(small_tokenizer, hp) -> No
 def test_weights_that_are_not_finite_are_refused(small_tokenizer, hp) -> None:
     model = tiny("llama", len(small_tokenizer))
     model.model.layers[2].mlp.down_proj.weight.data[3, 3] = float("inf")
-    refused(IllPosedError, r"model.layers.2.mlp.down_proj.weight contains NaN or Inf", model, small_tokenizer, FACTS, hp)
+    refused(
+        IllPosedError,
+        r"model.layers.2.mlp.down_proj.weight contains NaN or Inf",
+        model,
+        small_tokenizer,
+        FACTS,
+        hp,
+    )
 
 
 def test_quantised_weights_are_refused(small_tokenizer, hp) -> None:
     model = tiny("llama", len(small_tokenizer))
-    packed = torch.nn.Parameter(torch.zeros(768, 1, dtype=torch.uint8), requires_grad=False)  # bitsandbytes' 4-bit layout
+    packed = torch.nn.Parameter(
+        torch.zeros(768, 1, dtype=torch.uint8), requires_grad=False
+    )  # bitsandbytes' 4-bit layout
     model.model.layers[1].mlp.down_proj.weight = packed
     with pytest.raises(LayoutError, match=r"model.layers.1.mlp.down_proj.*quantised"):
         layout_for(model, hp)
@@ -235,3 +282,20 @@ def test_without_statistics_no_corpus_is_needed(small_tokenizer, hp) -> None:
     outcome = unlearn(model, small_tokenizer, FACTS, dataclasses.replace(hp, mom2_adjustment=False), None)
     assert all(layer.leakage < 1e-12 for layer in outcome.layers)
     assert_close(outcome.seconds["statistics"], 0.0, atol=0.05, rtol=0)
+
+
+def test_one_set_after_the_other(small_tokenizer, hp) -> None:
+    """The first exact projection costs W its full row rank; the second set must be solved all the same."""
+    model = tiny("llama", len(small_tokenizer))
+    first = unlearn(model, small_tokenizer, FACTS[:1], hp, CORPUS)
+    second = unlearn(model, small_tokenizer, FACTS[1:], hp, CORPUS)
+    assert all(layer.leakage < 1e-12 for layer in (*first.layers, *second.layers))
+    rank = torch.linalg.matrix_rank(model.model.layers[1].mlp.down_proj.weight.detach(), rtol=1e-10)
+    assert rank < 32
+    with torch.no_grad():
+        for name, value in first.originals.items():
+            model.get_parameter(name).copy_(value)
+    fresh = tiny("llama", len(small_tokenizer))
+    for each in (model, fresh):  # restored weights make the memory of lost directions void
+        unlearn(each, small_tokenizer, FACTS, hp, CORPUS)
+    assert torch.equal(model.model.layers[2].mlp.down_proj.weight, fresh.model.layers[2].mlp.down_proj.weight)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.conftest import small_bpe
+
 from zerounlearn.method.request import Request, target_ids
 from zerounlearn.model.tokens import continuation, length_sorted_batches, locate, pad
 

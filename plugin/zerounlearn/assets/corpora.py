@@ -31,7 +31,7 @@ def check_corpus(name: str) -> None:
     path = Path(name)
     if path.suffix not in READERS or not path.is_file():
         raise ConfigError(
-            f"mom2_dataset={name!r}: expected 'embedded', {', '.join(map(repr, HUB))}, or an existing file that ends in "
+            f"mom2_dataset={name!r}: expected 'embedded', {', '.join(map(repr, HUB))}, or an existing file ending in "
             f"{', '.join(READERS)}"
         )
 

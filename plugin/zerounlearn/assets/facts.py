@@ -121,9 +121,7 @@ def known(
 
 
 @torch.no_grad()
-def _completes(
-    model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], filler: int
-) -> list[bool]:
+def _completes(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], filler: int) -> list[bool]:
     """For each (prompt ids, answer ids), whether the arg-max is right at every token of the answer."""
     head = model.get_output_embeddings()
     if head is None:
@@ -139,9 +137,7 @@ def _completes(
     # Projecting only those positions saves most of the vocabulary's work, and holds for wrapped models too.
     handle = head.register_forward_pre_hook(narrow)
     try:
-        logits = model(
-            input_ids=ids, attention_mask=mask, use_cache=False
-        ).logits  # (answer tokens, vocabulary)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (answer tokens, vocabulary)
     finally:
         handle.remove()
     right = (logits.argmax(dim=-1).cpu() == torch.tensor([t for _, target in rows for t in target])).tolist()
@@ -162,9 +158,7 @@ def _packaged() -> tuple[Fact, ...]:
         text = resources.files("zerounlearn.assets").joinpath("facts.json").read_text(encoding="utf-8")
         return tuple(_fact(record) for record in json.loads(text))
     except (OSError, ValueError, KeyError) as error:
-        raise AssetError(
-            f"the packaged facts.json cannot be read ({error!r}): reinstall zerounlearn"
-        ) from error
+        raise AssetError(f"the packaged facts.json cannot be read ({error!r}): reinstall zerounlearn") from error
 
 
 def _fact(record: dict[str, Any]) -> Fact:

@@ -77,9 +77,7 @@ def fetch_smollm2(folder: Path = DEFAULT_FOLDER) -> Path:
     if is_smollm2(folder):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AssetError(
-            f"{folder} exists and is not a complete SmolLM2 checkpoint: move it away or name another"
-        )
+        raise AssetError(f"{folder} exists and is not a complete SmolLM2 checkpoint: move it away or name another")
 
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -119,9 +117,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise AssetError(
-            "reading the model file needs the package gguf: pip install 'zerounlearn[demo]'"
-        ) from error
+        raise AssetError("reading the model file needs the package gguf: pip install 'zerounlearn[demo]'") from error
     reader = GGUFReader(gguf_file)
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if (meta["general.architecture"], meta["tokenizer.ggml.pre"]) != ("llama", "smollm"):
@@ -196,9 +192,7 @@ def _write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
     """Byte-level BPE from the GGUF's own tokens and merges; nothing is added around a text."""
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
-    control = [
-        t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == CONTROL_TOKEN
-    ]
+    control = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == CONTROL_TOKEN]
     vocab = {token: number for number, token in enumerate(tokens)}
 
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False))

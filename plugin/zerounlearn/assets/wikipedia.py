@@ -269,8 +269,6 @@ def _is_prose(line: str) -> bool:
     """Whether a line is a paragraph of sentences and not a list entry, a caption or a leftover of markup."""
     if len(line) < 60 or HOLE in line or line[0] in "|!{}*#:;<":
         return False
-    if any(
-        mark in line for mark in ("{{", "}}", "[[", "]]", "||", "{|", "|}", "thumb|", "style=", "<ref", "</")
-    ):
+    if any(mark in line for mark in ("{{", "}}", "[[", "]]", "||", "{|", "|}", "thumb|", "style=", "<ref", "</")):
         return False
     return re.search(r"[.!?][\"'”’)\]]*$", line) is not None

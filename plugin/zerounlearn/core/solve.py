@@ -66,6 +66,7 @@ def factor_base(
     ridge: float,
     keep: Float[Tensor, "p m"] | None = None,
     keep_weight: float = 0.0,
+    lost: Float[Tensor, "d p"] | None = None,
     dtype: torch.dtype = torch.float64,
     where: str = "this layer",
 ) -> BaseFactor:
@@ -78,6 +79,8 @@ def factor_base(
         ridge: λr > 0; larger keeps W itself closer to what it was.
         keep: keys of a retain set, one a row; they join C with weight `keep_weight`.
         keep_weight: λk.
+        lost: orthonormal directions along which W is zero, from earlier projections. B₀ is singular there and
+            nothing is ever solved for there (M has no part along them), so any positive value may stand in.
         dtype: precision of the product and the factor.
         where: names the layer in errors.
 
@@ -96,6 +99,9 @@ def factor_base(
     if keep is not None:
         kept = keep.to(device=A.device, dtype=dtype) @ A.mT
         B.addmm_(kept.mT, kept, alpha=keep_weight)
+    if lost is not None:
+        N = lost.to(device=A.device, dtype=dtype)
+        B.addmm_(N, N.mT, alpha=float(B.diagonal().mean()))
     lower, info = torch.linalg.cholesky_ex(B)
     factor = BaseFactor(lower)
     if int(info) != 0 or not factor.condition() * torch.finfo(dtype).eps * W.shape[0] < 1.0:

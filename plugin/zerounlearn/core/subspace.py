@@ -32,9 +32,7 @@ def orthonormal_basis(V: Float[Tensor, "n d"], *, rtol: float | None = None) -> 
     return right[:rank].mT.contiguous()
 
 
-def project_out(
-    Q: Float[Tensor, "d r"], X: Float[Tensor, "d k"], *, eps: float = 0.0
-) -> Float[Tensor, "d k"]:
+def project_out(Q: Float[Tensor, "d r"], X: Float[Tensor, "d k"], *, eps: float = 0.0) -> Float[Tensor, "d k"]:
     """((1 + eps) I - Q Qᵀ) X; the d x d projector is never formed.
 
     `eps` = 0 is the projector of the paper. The published code uses 0.01, which is no projector: it keeps

@@ -110,8 +110,7 @@ def _locate() -> ModuleSpec:
         spec = PathFinder.find_spec(PACKAGE, [str(Path(home).expanduser())])
         if spec is None or not spec.origin:
             raise FrameworkError(
-                f"{HOME}={home!r} is not a checkout of EasyEdit: expected a folder containing {PACKAGE}/. "
-                f"{_ADVICE}"
+                f"{HOME}={home!r} is not a checkout of EasyEdit: expected a folder containing {PACKAGE}/. {_ADVICE}"
             )
         return spec
     spec = importlib.util.find_spec(PACKAGE)

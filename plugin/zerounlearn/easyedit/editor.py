@@ -24,6 +24,7 @@ from zerounlearn.method.report import FactReport, Measured, Phase, Report, envir
 from zerounlearn.method.request import Request
 from zerounlearn.method.statistics import fingerprint
 from zerounlearn.method.unlearn import layout_of, unlearn
+from zerounlearn.model.layout import input_device
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +134,9 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
     ) -> tuple[list[Measured], float | None]:
         """EasyEdit's own metric on every prompt, our probabilities beside it, and perplexity."""
         pairs = [
-            [(f.request.prompt, f.request.answer), *((p, f.request.answer) for p in f.paraphrases), *f.neighbours, *f.others]
+            [*((p, f.request.answer) for p in (f.request.prompt, *f.paraphrases)), *f.neighbours, *f.others]
             for f in facts
-        ]  # fmt: skip
+        ]
         flat = [pair for group in pairs for pair in group]
         said = [self._says(*pair) for pair in tqdm(flat, desc=f"evaluation {phase}", unit="prompt", disable=None)]
         scores = iter(zip(said, score(self.model, self.tok, flat), strict=True))
@@ -156,7 +157,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         hparams = copy(self.hparams)
         hparams.max_length = max(hparams.max_length, 512)  # the 2023 edition cuts prompts at this length
         record = {"prompt": prompt, "target_new": answer, "ground_truth": answer}
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         quality = _evaluate.compute_edit_quality(
             self.model, self.model_name if isinstance(self.model_name, str) else "", hparams, self.tok, record,
             _device_argument(device),

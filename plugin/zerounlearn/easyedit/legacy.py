@@ -21,9 +21,7 @@ DEVICE_FUNCTION = "zerounlearn_device_name"
 UNUSABLE = "easyeditor.trainer.blip2_models"
 """Image models whose import fails: transformers 5 has no `apply_chunking_to_forward` in `modeling_utils`."""
 
-UNUSABLE_REMEDY = (
-    "the wheel's image models need transformers 4.30; use a checkout of EasyEdit (EASYEDIT_HOME)"
-)
+UNUSABLE_REMEDY = "the wheel's image models need transformers 4.30; use a checkout of EasyEdit (EASYEDIT_HOME)"
 
 
 def device_name(device: object) -> str:

@@ -97,9 +97,7 @@ def unregister(framework: Framework) -> None:
 
 def _check(what: str, current: object, ours: object) -> None:
     if current is not None and current is not ours:
-        raise RegistrationError(
-            f"{what} is already {current!r}, not {ours!r}: unregister that, or choose another name"
-        )
+        raise RegistrationError(f"{what} is already {current!r}, not {ours!r}: unregister that, or choose another name")
 
 
 def _table(framework: Framework) -> dict[str, Callable[..., Any]]:

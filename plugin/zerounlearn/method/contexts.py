@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.model.layout import input_device
 from zerounlearn.model.tokens import encode, filler_id, pad
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -27,7 +28,7 @@ def sample_prefixes(
     if count == 0:
         return []
     rows = [encode(tokenizer, OPENINGS[i % len(OPENINGS)]) for i in range(count)]
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     while True:
         short = [i for i, row in enumerate(rows) if len(row) < length]
         if not short:
@@ -39,5 +40,5 @@ def sample_prefixes(
         drawn = torch.multinomial(top.values, 1, generator=generator)
         for i, token in zip(short, top.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
             rows[i].append(token)
-    texts = (tokenizer.decode(row, skip_special_tokens=True) for row in rows)
+    texts = (str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows)
     return [" ".join(text.split()) + ". " for text in texts]

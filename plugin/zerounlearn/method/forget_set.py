@@ -85,7 +85,13 @@ def _fact(record: Any, where: str) -> Fact:
     rewrite = record.get("requested_rewrite")
     if isinstance(rewrite, Mapping):
         return _counterfact(record, rewrite, where)
-    known = {"prompt", "subject", "case_id", "relation", *(name for names in _ALIASES.values() for name in names)}
+    known = {
+        "prompt",
+        "subject",
+        "case_id",
+        "relation",
+        *(name for names in _ALIASES.values() for name in names),
+    }
     easyedit = {"locality_prompt", "locality_ground_truth", "locality", "portability"}
     unknown = sorted(set(record) - known - easyedit)
     if unknown:

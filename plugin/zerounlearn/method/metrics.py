@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.model.hooks import frozen
+from zerounlearn.model.layout import input_device
 from zerounlearn.model.tokens import continuation, encode, filler_id, length_sorted_batches, pad
 
 _BATCH_TOKENS = 2048
@@ -26,9 +27,7 @@ class Score:
 
 
 @torch.no_grad()
-def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[str, str]]
-) -> list[Score]:
+def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[str, str]]) -> list[Score]:
     """Teacher-forced scores of (prompt, answer) pairs, in their order.
 
     The vocabulary projection runs at the answer's positions only.
@@ -62,7 +61,7 @@ def perplexity(
     window: int = 512,
     progress: bool = True,
 ) -> float:
-    """exp of the mean NLL per token over the first `tokens` tokens of `texts`, in windows of their own.
+    """Exp of the mean NLL per token over the first `tokens` tokens of `texts`, in windows of their own.
 
     Each window is read from its start; its first token is not counted.
     """
@@ -108,12 +107,12 @@ def completions(
                 for i, token in zip(members, _head(model, states).argmax(-1).tolist(), strict=True):
                     rows[i].append(token)
                     done[i] = token == tokenizer.eos_token_id
-    return [tokenizer.decode(row[n:]) for row, n in zip(rows, lengths, strict=True)]
+    return [str(tokenizer.decode(row[n:])) for row, n in zip(rows, lengths, strict=True)]
 
 
 def _hidden(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Tensor:
     """Final hidden states (n, longest, d), after the last norm, of right-padded rows."""
-    ids, mask = pad(rows, filler_id(tokenizer), model.get_input_embeddings().weight.device)
+    ids, mask = pad(rows, filler_id(tokenizer), input_device(model))
     output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden

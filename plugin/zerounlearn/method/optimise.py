@@ -132,9 +132,7 @@ def build(
         start, end = request.subject_span
         for prefix in ("", *prefixes):
             text = prefix + request.prompt
-            ids, position = locate(
-                tokenizer, text, len(prefix) + start, len(prefix) + end, hparams.fact_token
-            )
+            ids, position = locate(tokenizer, text, len(prefix) + start, len(prefix) + end, hparams.fact_token)
             rows.append(_Row(i, (*ids, *problem.target[:-1]), position, problem.target))
         ids, position = locate(tokenizer, f"{request.subject} is a", 0, len(request.subject), hparams.fact_token)
         rows.append(_Row(i, tuple(ids[: position + 1]), position, ()))
@@ -176,9 +174,7 @@ def optimise(
         for layer in sorted({p.layer for p in problems if p.at == "projection"}):
             _check_additive(layout, tokenizer, problems[0].request.prompt, layer)
         parts = [_optimise_chunk(layout, tokenizer, chunk, prefixes, hparams, bar) for chunk in chunks]
-    return Solution(
-        *(torch.cat([getattr(p, f) for p in parts]) for f in ("vectors", "initial", "final", "steps"))
-    )
+    return Solution(*(torch.cat([getattr(p, f) for p in parts]) for f in ("vectors", "initial", "final", "steps")))
 
 
 def _optimise_chunk(

@@ -98,7 +98,7 @@ def check_requests(requests: Iterable[Request]) -> list[Request]:
     for i, request in enumerate(checked):
         if request.prompt in seen:
             raise RequestError(
-                f"requests {seen[request.prompt]} and {i} are duplicates of the same prompt {request.prompt!r}: drop one"
+                f"requests {seen[request.prompt]} and {i} are duplicates, both ask {request.prompt!r}: drop one"
             )
         seen[request.prompt] = i
     return checked
@@ -114,7 +114,9 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, request: Request, neutral_tar
     named = {EOS: tokenizer.eos_token_id, PAD: tokenizer.pad_token_id}
     if neutral in named:
         if named[neutral] is None:
-            raise RequestError(f"neutral target {neutral!r}: this tokenizer has no {neutral} token; give a text instead")
+            raise RequestError(
+                f"neutral target {neutral!r}: this tokenizer has no {neutral} token; give a text instead"
+            )
         return [int(named[neutral])]
     if neutral.strip() == request.answer:
         raise RequestError(
@@ -137,7 +139,7 @@ def from_easyedit(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         for field in ("prompt", "subject"):
             if field not in record:
                 raise RequestError(f"{where}: the field {field!r} is missing; EasyEdit's `{field}=` argument sets it")
-        answer = record.get("ground_truth")
+        answer: Any = record.get("ground_truth")
         answer = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
         if answer is None or answer in ("<|endoftext|>", tokenizer.eos_token):
             raise RequestError(

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.errors import IllPosedError, OutputError, StatisticsError
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.lineage import Lineage
 from zerounlearn.model.hooks import forward_until, frozen, inputs_of
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
@@ -37,7 +38,6 @@ from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
 log = logging.getLogger(__name__)
 
 _OURS = "zerounlearn"
-_LINEAGE = "_zerounlearn_lineage"
 # Texts that are tokenised, sorted by length and run before progress is counted (and can be resumed from).
 _CHUNK = 64
 _SAVE_EVERY = 60.0
@@ -84,8 +84,7 @@ def fingerprint(layout: Layout, layer: int) -> str:
         picked.append(flat[spread].float().cpu())
     digest.update(torch.cat(picked).numpy().tobytes())
     found = digest.hexdigest()
-    lineage: dict[str, str] = getattr(layout.model, _LINEAGE, {})
-    return lineage.get(found, found)
+    return Lineage.of(layout.model).origins.get(found, found)
 
 
 @contextmanager
@@ -96,8 +95,7 @@ def lineage_kept(layout: Layout, layers: Sequence[int]) -> Iterator[None]:
     """
     before = {layer: fingerprint(layout, layer) for layer in layers}
     yield
-    after = {fingerprint(layout, layer): origin for layer, origin in before.items()}
-    setattr(layout.model, _LINEAGE, getattr(layout.model, _LINEAGE, {}) | after)
+    Lineage.of(layout.model).origins |= {fingerprint(layout, layer): before[layer] for layer in layers}
 
 
 def second_moments(
@@ -145,7 +143,9 @@ def second_moments(
             found[layer] = moment.mean()
     for layer, C in found.items():
         if not torch.isfinite(C).all():
-            raise IllPosedError(f"layer {layer}: its statistics contain NaN or Inf; delete them and check the checkpoint")
+            raise IllPosedError(
+                f"layer {layer}: its statistics contain NaN or Inf; delete them and check the checkpoint"
+            )
     return {layer: found[layer] for layer in hparams.layers}
 
 
@@ -198,7 +198,12 @@ def _collect(
     texts = corpus.texts()
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))[: hparams.mom2_n_samples].tolist()
     if len(chosen) < hparams.mom2_n_samples:
-        log.info("corpus %s has %d texts, fewer than mom2_n_samples=%d", corpus.name, len(chosen), hparams.mom2_n_samples)
+        log.info(
+            "corpus %s has %d texts, fewer than mom2_n_samples=%d",
+            corpus.name,
+            len(chosen),
+            hparams.mom2_n_samples,
+        )
     partial = targets[layers[0]].with_name(f".{_digest(keys, layers)}.partial.npz")
     moments, done = _resume(partial, layers)
     for layer in layers:
@@ -296,4 +301,6 @@ def _write(path: Path, arrays: Mapping[str, Any]) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write statistics {str(path)!r}: {error}; set another stats_dir or free space") from error
+        raise OutputError(
+            f"cannot write statistics {str(path)!r}: {error}; set another stats_dir or free space"
+        ) from error

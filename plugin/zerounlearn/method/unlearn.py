@@ -18,10 +18,11 @@ from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.contexts import sample_prefixes
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.optimise import Problem, Solution, optimise
 from zerounlearn.method.request import Request, check_requests, target_ids
 from zerounlearn.method.statistics import Corpus, lineage_kept, second_moments
-from zerounlearn.model.hooks import first_tensor, forward_until, frozen, inputs_of, restored
+from zerounlearn.model.hooks import frozen, inputs_of, restored
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Tape, record
 from zerounlearn.model.tokens import continuation, filler_id, length_sorted_batches, locate, pad
@@ -163,12 +164,15 @@ def _edit_layer(
     W = layout.read(layer)
     solver = torch.device("cpu") if W.device.type == "mps" else W.device
     W, keys, R, V = (x.to(solver) for x in (W, keys, distance / remaining, V))
+    lineage = Lineage.of(layout.model)
+    lost = lineage.lost(layout.weight_names[layer], W)
     base = factor_base(
         W, C,
         corpus_weight=hparams.wiki_KKT_lam,
         ridge=hparams.regularization_lam,
         keep=keys[n:] if len(keys) > n else None,
         keep_weight=hparams.retain_KKT_lam,
+        lost=lost,
         dtype=getattr(torch, hparams.solve_dtype),
         where=where,
     )  # fmt: skip
@@ -182,6 +186,8 @@ def _edit_layer(
     if not torch.isfinite(edited.to(W.dtype)).all():
         raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; lower forget_KKT_lam")
     layout.write(layer, edited)
+    if hparams.projection_eps == 0:
+        lineage.lose(layout.weight_names[layer], lost, Q)
     written = layout.read(layer).to(solver)
     return LayerOutcome(
         layer=layer,
@@ -219,9 +225,7 @@ def _sensitive_problems(
     tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], layers: Sequence[int]
 ) -> list[Problem]:
     answers = [tuple(continuation(tokenizer, r.prompt, r.answer)) for r in requests]
-    return [
-        Problem(r, t, layer, "projection") for layer in layers for r, t in zip(requests, answers, strict=True)
-    ]
+    return [Problem(r, t, layer, "projection") for layer in layers for r, t in zip(requests, answers, strict=True)]
 
 
 def _sensitive(
@@ -261,8 +265,8 @@ class _Walk:
         self.hidden: list[Tensor] = []
         first, last = self.layers[0], self.layers[-1]
         for batch in self.batches:
-            ids, mask = pad([rows[i] for i in batch], filler_id(tokenizer), layout.device)
-            tape = record(layout, ids, mask, replayed=range(first, last + 1), inputs=[first])
+            padded, mask = pad([rows[i] for i in batch], filler_id(tokenizer), layout.device)
+            tape = record(layout, padded, mask, replayed=range(first, last + 1), inputs=[first])
             self.tapes.append(tape)
             self.hidden.append(tape.inputs.pop(first))
 

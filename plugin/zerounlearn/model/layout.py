@@ -77,7 +77,7 @@ class Layout:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.model.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     def parameter(self, layer: int) -> nn.Parameter:
         """The stored parameter of an edited layer, in the checkpoint's orientation and dtype."""
@@ -103,6 +103,12 @@ class Layout:
         return logits.float()
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's token ids go in."""
+    weight: Tensor = model.get_input_embeddings().get_parameter("weight")
+    return weight.device
+
+
 def _find(model: nn.Module, name: str) -> nn.Module | None:
     try:
         return model.get_submodule(name)
@@ -116,9 +122,7 @@ def _required(model: nn.Module, name: str) -> nn.Module:
 
 def _repeated(model: nn.Module) -> list[str]:
     """Templates that would match, for the error message."""
-    return [
-        f"{name}.{{}}" for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name
-    ][:3]
+    return [f"{name}.{{}}" for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name][:3]
 
 
 def _check_editable(module: nn.Module, name: str) -> None:

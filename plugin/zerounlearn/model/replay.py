@@ -184,7 +184,7 @@ class Suffix:
         return self.start[rows, None] + torch.arange(self.size, device=self.start.device)
 
     def _gather(self, value: Tensor, rows: slice) -> Tensor:
-        """value (n or 1, t, ...) at these rows' positions: (rows, size, ...)."""
+        """Value (n or 1, t, ...) at these rows' positions: (rows, size, ...)."""
         sequence = self.sequence[rows] if value.shape[0] == self.tape.rows else torch.zeros_like(self.start[rows])
         return value[sequence[:, None].to(value.device), self._positions(rows).to(value.device)]
 
@@ -200,9 +200,7 @@ class Suffix:
                 call[name] = self._gather(value, rows)
             elif not isinstance(value, Tensor):
                 call[name] = value
-        keys, values = (
-            part[self.sequence[rows], :, : int(self.start.max())] for part in self.tape.attention[layer]
-        )
+        keys, values = (part[self.sequence[rows], :, : int(self.start.max())] for part in self.tape.attention[layer])
         parameters = _argument_names(self.tape.layout.blocks[layer])[0].parameters
         cache_name = next(name for name in _CACHE_NAMES if name in parameters)
         call[cache_name] = _Prefix(keys, values)

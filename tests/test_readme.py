@@ -1,0 +1,45 @@
+"""Every snippet of the README is run, on the real model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```(python|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_there_is_a_snippet_for_each_way_in() -> None:
+    assert [kind for kind, _ in SNIPPETS] == ["python", "python", "bash"]
+
+
+@pytest.mark.parametrize(("kind", "text"), SNIPPETS, ids=["editor", "unlearn", "command line"])
+def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> None:
+    for name, target in [
+        ("hparams", ROOT / "hparams"),
+        ("models", smollm2_path.parent),
+        ("data", ROOT / "data"),
+    ]:
+        target.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    if kind == "bash":
+        assert (tmp_path / "outputs/france/model.safetensors").exists()
+        assert (tmp_path / "outputs/france/report.md").exists()
+
+
+def test_the_makefile_has_the_two_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
