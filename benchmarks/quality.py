@@ -95,7 +95,7 @@ def measure(model, tokenizer, cell: Cell, texts: Sequence[str]) -> dict[str, flo
         hits = [next(scores) for _ in items]
         result[name] = sum(h.said for h in hits) / len(hits) if hits else None
         result[f"{name}_probability"] = sum(h.probability for h in hits) / len(hits) if hits else None
-    result["ppl"] = perplexity(model, tokenizer, texts, tokens=8192, progress=False)
+    result["ppl"] = perplexity(model, tokenizer, texts, progress=False)
     return result
 
 

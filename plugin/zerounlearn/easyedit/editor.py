@@ -75,7 +75,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         *,
         retain: Sequence[Request] = (),
         held_out: Sequence[str] | None = None,
-        held_out_tokens: int = 8192,
+        held_out_tokens: int = 4096,
     ) -> tuple[Report, PreTrainedModel]:
         """Forget a set of facts and report what it did.
 

@@ -57,7 +57,7 @@ def perplexity(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    tokens: int = 8192,
+    tokens: int = 4096,
     window: int = 512,
     progress: bool = True,
 ) -> float:
