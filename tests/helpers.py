@@ -16,7 +16,6 @@ from transformers import (
 
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.request import Request
-from zerounlearn.model.layout import Layout
 
 FACTS = [
     Request.of("The capital of {} is", "France", "Paris"),
@@ -35,14 +34,6 @@ GPT2 = {
 def hparams_for(layers: list[int], **changes: object) -> ZeroUnlearnHyperParams:
     """Few steps, no corpus file, everything else as published."""
     return ZeroUnlearnHyperParams(**({"model_name": "tiny", "layers": layers, "v_num_grad_steps": 8} | changes))
-
-
-def layout_for(model: PreTrainedModel, hp: ZeroUnlearnHyperParams) -> Layout:
-    """The layout under the run's templates."""
-    return Layout.of(
-        model, hp.layers, rewrite_module_tmp=hp.rewrite_module_tmp, layer_module_tmp=hp.layer_module_tmp,
-        ln_f_module=hp.ln_f_module, lm_head_module=hp.lm_head_module,
-    )  # fmt: skip
 
 
 def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> PreTrainedModel:

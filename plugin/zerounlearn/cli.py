@@ -152,7 +152,7 @@ def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
 
     from zerounlearn.assets.corpora import check_corpus
     from zerounlearn.easyedit.editor import check_dispatch
-    from zerounlearn.model.layout import Layout
+    from zerounlearn.method.unlearn import find_layout
 
     check_dispatch(hparams.model_name)
     if hparams.mom2_adjustment:
@@ -163,14 +163,7 @@ def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
         raise ConfigError(f"model_name={hparams.model_name!r}: no configuration can be read there: {error}") from error
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
-    Layout.of(
-        skeleton,
-        hparams.layers,
-        rewrite_module_tmp=hparams.rewrite_module_tmp,
-        layer_module_tmp=hparams.layer_module_tmp,
-        ln_f_module=hparams.ln_f_module,
-        lm_head_module=hparams.lm_head_module,
-    )
+    find_layout(skeleton, hparams)
 
 
 def _beside(output: Path) -> Path:

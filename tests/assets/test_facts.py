@@ -169,8 +169,10 @@ def one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     return True
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_known_agrees_with_one_at_a_time(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase], side: str) -> None:
+@pytest.mark.parametrize(("side", "batch_size"), [("left", 7), ("right", 64)])
+def test_known_agrees_with_one_at_a_time(
+    smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase], side: str, batch_size: int
+) -> None:
     model, tokenizer = smollm2
     tokenizer.padding_side = side
     chosen = FACTS[:: len(FACTS) // 14]
@@ -180,8 +182,7 @@ def test_known_agrees_with_one_at_a_time(smollm2: tuple[PreTrainedModel, PreTrai
     assert len(items) >= 20
     assert 5 <= sum(expected) <= len(items) - 5
     assert not any(expected[-6:])
-    for batch_size in (1, 7, 64):
-        assert known(model, tokenizer, items, batch_size) == expected
+    assert known(model, tokenizer, items, batch_size) == expected
 
 
 def test_known_wants_every_token_of_the_answer(
@@ -200,11 +201,15 @@ def test_known_leaves_the_model_as_it_was(
     model, tokenizer = smollm2
     head = model.get_output_embeddings()
     hooks = len(head._forward_pre_hooks)
+    modes: list[bool] = []
+    spy = model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     model.train()
     try:
         known(model, tokenizer, [("The capital of France is", "Paris")])
+        assert modes == [False]  # dropout must not blur a verdict
         assert model.training
     finally:
+        spy.remove()
         model.eval()
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert len(head._forward_pre_hooks) == hooks
@@ -250,5 +255,5 @@ def test_smollm2_knows_enough_facts(smollm2: tuple[PreTrainedModel, PreTrainedTo
     assert by_relation["capital"] >= 30
     assert sum(count >= 8 for count in by_relation.values()) >= 7
     # A false answer of the right kind is not "known": the test can tell facts from plausible text.
-    falsehoods = known(*smollm2, [(fact.text, fact.counterfactual) for fact in FACTS])
-    assert sum(falsehoods) < 0.02 * len(FACTS)
+    falsehoods = known(*smollm2, [(fact.text, fact.counterfactual) for fact in FACTS[::5]])
+    assert sum(falsehoods) < 0.05 * len(falsehoods)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.helpers import FACTS, GPT2, PREFIXES, hparams_for, layout_for, tiny
+from tests.helpers import FACTS, GPT2, PREFIXES, hparams_for, tiny
 from tests.method import plain
 from zerounlearn.errors import IllPosedError, LayoutError
 from zerounlearn.method import optimise as module
 from zerounlearn.method.optimise import Problem, optimise
+from zerounlearn.method.unlearn import find_layout
 from zerounlearn.model.tokens import continuation
 
 
@@ -40,7 +41,7 @@ def test_batched_replay_equals_the_plain_way(kind: str, attention: str, small_to
     model = tiny(kind, len(small_tokenizer), attention)
     hp = hparams_for([1, 2], z_batch_size=4)
     problems = problems_for(small_tokenizer, hp.layers)
-    found = optimise(layout_for(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    found = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     expected = reference(model, small_tokenizer, problems, hp)
     moved = (expected - expected.mean()).norm()
     assert (found.vectors - expected).norm() < 1e-6 * moved
@@ -59,11 +60,11 @@ def test_it_replays_suffixes_and_whole_rows_alike(small_tokenizer, monkeypatch: 
         return original(self, layer, hidden)
 
     monkeypatch.setattr(module.Suffix, "run", spy)
-    short = optimise(layout_for(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    short = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     longest_suffix = max(seen)
     seen.clear()
     monkeypatch.setattr("zerounlearn.model.replay.supports_suffix", lambda tape: False)
-    whole = optimise(layout_for(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    whole = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     assert longest_suffix < min(seen)
     assert_close(short.vectors, whole.vectors, rtol=1e-9, atol=1e-9)
 
@@ -72,8 +73,8 @@ def test_gpt2_with_its_conv1d_and_learned_positions(small_tokenizer) -> None:
     model = tiny("gpt2", len(small_tokenizer))
     hp = hparams_for([1, 2], **GPT2)
     problems = problems_for(small_tokenizer, hp.layers)
-    found = optimise(layout_for(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
-    alone = [optimise(layout_for(model, hp), small_tokenizer, [p], PREFIXES, hp, progress=None) for p in problems]
+    found = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    alone = [optimise(find_layout(model, hp), small_tokenizer, [p], PREFIXES, hp, progress=None) for p in problems]
     assert_close(found.vectors, torch.cat([a.vectors for a in alone]), rtol=1e-7, atol=1e-7)
     assert (found.final < found.initial).all()
 
@@ -86,7 +87,7 @@ def test_each_vector_stops_by_itself(small_tokenizer) -> None:
     ids = torch.tensor([small_tokenizer(FACTS[1].prompt)["input_ids"]])
     said = int(model(input_ids=ids).logits[0, -1].argmax())
     problems[1] = Problem(FACTS[1], (said,), 2, "block")
-    found = optimise(layout_for(model, hp), small_tokenizer, problems, [], hp, progress=None)
+    found = optimise(find_layout(model, hp), small_tokenizer, problems, [], hp, progress=None)
     assert found.steps[1] == 0
     assert (found.steps > 0).sum() >= len(problems) - 2
     expected = reference(model, small_tokenizer, problems, hp, prefixes=[])
@@ -97,7 +98,7 @@ def test_each_vector_is_clamped_by_itself(small_tokenizer) -> None:
     model = tiny("llama", len(small_tokenizer))
     hp = hparams_for([1, 2], v_lr=0.5, clamp_norm_factor=0.2)
     problems = problems_for(small_tokenizer, hp.layers)
-    layout = layout_for(model, hp)
+    layout = find_layout(model, hp)
     found = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
     expected = reference(model, small_tokenizer, problems, hp)
     assert (found.vectors - expected).norm() < 1e-6 * expected.norm()
@@ -109,15 +110,15 @@ def test_a_loss_layer_below_the_last(small_tokenizer) -> None:
     model = tiny("llama", len(small_tokenizer))
     hp, deep = hparams_for([0, 1], v_loss_layer=2), hparams_for([0, 1])
     problems = problems_for(small_tokenizer, hp.layers)
-    shallow = optimise(layout_for(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    shallow = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     cut = tiny("llama", len(small_tokenizer))
     cut.model.layers = cut.model.layers[:3]
     assert (shallow.vectors - optimise(
-        layout_for(model, deep), small_tokenizer, problems, PREFIXES, deep, progress=None
+        find_layout(model, deep), small_tokenizer, problems, PREFIXES, deep, progress=None
     ).vectors).norm() > 1e-3  # fmt: skip
     hp.kl_factor = deep.kl_factor = 0.0  # the KL term is read from the model's own end in either case
-    left = optimise(layout_for(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
-    right = optimise(layout_for(cut, deep), small_tokenizer, problems, PREFIXES, deep, progress=None)
+    left = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    right = optimise(find_layout(cut, deep), small_tokenizer, problems, PREFIXES, deep, progress=None)
     assert_close(left.vectors, right.vectors, rtol=1e-7, atol=1e-7)
 
 
@@ -125,7 +126,7 @@ def test_a_block_that_rescales_its_mlp_is_refused(small_tokenizer) -> None:
     model = tiny("gemma2", len(small_tokenizer))
     hp = hparams_for([1])
     with pytest.raises(LayoutError, match="residual stream"):
-        optimise(layout_for(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
+        optimise(find_layout(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
 
 
 def test_a_loss_that_is_not_finite_is_named(small_tokenizer) -> None:
@@ -133,7 +134,7 @@ def test_a_loss_that_is_not_finite_is_named(small_tokenizer) -> None:
     model.model.layers[3].mlp.down_proj.weight.data[0, 0] = float("nan")
     hp = hparams_for([1])
     with pytest.raises((IllPosedError, LayoutError)):
-        optimise(layout_for(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
+        optimise(find_layout(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
 
 
 def test_the_model_is_left_as_it_was(small_tokenizer) -> None:
@@ -141,7 +142,7 @@ def test_the_model_is_left_as_it_was(small_tokenizer) -> None:
     model.model.layers[0].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     hp = hparams_for([1])
-    optimise(layout_for(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
+    optimise(find_layout(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert model.training

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.helpers import FACTS, GPT2, hparams_for, layout_for, tiny
+from tests.helpers import FACTS, GPT2, hparams_for, tiny
 from zerounlearn.assets.corpora import check_corpus, open_corpus
 from zerounlearn.errors import ConfigError, IllPosedError, OutputError, StatisticsError
 from zerounlearn.method import statistics as module
 from zerounlearn.method.statistics import Corpus, fingerprint, second_moments
-from zerounlearn.method.unlearn import unlearn
+from zerounlearn.method.unlearn import find_layout, unlearn
 
 TEXTS = [f"{'People in Lisbon said so. ' * (i % 5)}In the year {i} the weather was fine." for i in range(150)]
 CORPUS = Corpus("tiny", lambda: TEXTS)
@@ -48,7 +48,7 @@ def one_by_one(model, tokenizer, layer: int, length: int = 512) -> torch.Tensor:
 
 
 def test_batched_moments_equal_one_text_at_a_time(small_tokenizer, model, hp) -> None:
-    moments = second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    moments = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     for layer in hp.layers:
         assert_close(moments[layer], one_by_one(model, small_tokenizer, layer), rtol=1e-9, atol=1e-12)
         # V Kᵀ = W C: the identity that saves the second pass
@@ -60,7 +60,7 @@ def test_nothing_above_the_last_edited_layer_runs(small_tokenizer, model, hp) ->
     ran: list[int] = []
     for i, block in enumerate(model.model.layers):
         block.register_forward_hook(lambda *_, i=i: ran.append(i))
-    second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     assert set(ran) == {0, 1, 2}
     assert ran.count(0) == ran.count(2), "the corpus went through once for all layers"
 
@@ -69,7 +69,7 @@ def test_easyedit_reads_ours_and_we_read_easyedits(small_tokenizer, model, hp, t
     from zerounlearn.easyedit.compat import framework
 
     runningstats = __import__(f"{framework().module.__name__}.util.runningstats", fromlist=["x"])
-    moments = second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    moments = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     file = tmp_path / "model/tiny_stats/model.layers.1.mlp.down_proj_float64_mom2_150.npz"
     stat = runningstats.CombinedStat(mom2=runningstats.SecondMoment())
     loader = runningstats.tally(stat, None, cache=str(file), sample_size=150, quiet=True)
@@ -83,19 +83,19 @@ def test_easyedit_reads_ours_and_we_read_easyedits(small_tokenizer, model, hp, t
     runningstats.save_cached_state(str(foreign), theirs, {"sample_size": 9})
     run = dataclasses.replace(hp, layers=[1], mom2_n_samples=9)
     never = Corpus("wikipedia", lambda: pytest.fail("the cached statistic was not used"))
-    assert_close(second_moments(layout_for(model, run), small_tokenizer, run, never)[1], X.mT @ X / 300)
+    assert_close(second_moments(find_layout(model, run), small_tokenizer, run, never)[1], X.mT @ X / 300)
 
 
 def test_a_second_run_reads_the_cache(small_tokenizer, model, hp) -> None:
-    first = second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    first = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     never = Corpus("tiny", lambda: pytest.fail("computed again"))
-    again = second_moments(layout_for(model, hp), small_tokenizer, hp, never)
+    again = second_moments(find_layout(model, hp), small_tokenizer, hp, never)
     assert all(torch.equal(first[layer], again[layer]) for layer in hp.layers)
 
 
 @pytest.mark.parametrize("what", ["weights", "dtype", "samples", "corpus", "length"])
 def test_what_differs_never_hits(what: str, small_tokenizer, model, hp) -> None:
-    second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     asked: list[int] = []
     corpus = Corpus("other" if what == "corpus" else "tiny", lambda: asked.append(1) or TEXTS)
     changes = {
@@ -106,30 +106,30 @@ def test_what_differs_never_hits(what: str, small_tokenizer, model, hp) -> None:
     run = dataclasses.replace(hp, **changes.get(what, {}))
     if what == "weights":
         model.model.layers[0].self_attn.q_proj.weight.data.mul_(1.01)
-    found = second_moments(layout_for(model, run), small_tokenizer, run, corpus)
+    found = second_moments(find_layout(model, run), small_tokenizer, run, corpus)
     assert asked, f"a statistic of another {what} was used"
     if what in ("weights", "length"):
         expected = one_by_one(model, small_tokenizer, 1, run.stats_max_length)
         assert_close(found[1], expected, rtol=1e-9, atol=1e-12)
     # and both stay cached side by side
-    second_moments(layout_for(model, run), small_tokenizer, run, Corpus(corpus.name, lambda: pytest.fail("again")))
+    second_moments(find_layout(model, run), small_tokenizer, run, Corpus(corpus.name, lambda: pytest.fail("again")))
 
 
 def test_the_edited_model_goes_on_with_the_unedited_models_statistics(small_tokenizer, model, hp) -> None:
-    before = {layer: fingerprint(layout_for(model, hp), layer) for layer in hp.layers}
+    before = {layer: fingerprint(find_layout(model, hp), layer) for layer in hp.layers}
     unlearn(model, small_tokenizer, FACTS, dataclasses.replace(hp, regularization_lam=3.0), CORPUS)
-    assert {layer: fingerprint(layout_for(model, hp), layer) for layer in hp.layers} == before
+    assert {layer: fingerprint(find_layout(model, hp), layer) for layer in hp.layers} == before
     never = Corpus("tiny", lambda: pytest.fail("taken again on edited weights"))
-    second_moments(layout_for(model, hp), small_tokenizer, hp, never)
+    second_moments(find_layout(model, hp), small_tokenizer, hp, never)
     fresh = tiny("llama", len(small_tokenizer))
     fresh.load_state_dict(model.state_dict())  # another object with the edited weights: no lineage, another model
-    assert fingerprint(layout_for(fresh, hp), 2) != before[2]
-    assert fingerprint(layout_for(fresh, hp), 1) == before[1], "keys of the first edited layer do not depend on it"
+    assert fingerprint(find_layout(fresh, hp), 2) != before[2]
+    assert fingerprint(find_layout(fresh, hp), 1) == before[1], "keys of the first edited layer do not depend on it"
 
 
 def test_an_interrupted_pass_resumes_where_it_was(small_tokenizer, model, hp, monkeypatch) -> None:
     expected = second_moments(
-        layout_for(model, hp), small_tokenizer, dataclasses.replace(hp, stats_dir=hp.stats_dir + "/x"), CORPUS
+        find_layout(model, hp), small_tokenizer, dataclasses.replace(hp, stats_dir=hp.stats_dir + "/x"), CORPUS
     )
     done: list[int] = []
     real = module.forward_until
@@ -142,7 +142,7 @@ def test_an_interrupted_pass_resumes_where_it_was(small_tokenizer, model, hp, mo
 
     monkeypatch.setattr(module, "forward_until", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+        second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     folder = Path(hp.stats_dir) / "model/tiny_stats"
     assert not list(folder.glob("*_mom2_*.npz"))
     assert len(list(folder.glob(".*.partial.npz"))) == 1
@@ -153,7 +153,7 @@ def test_an_interrupted_pass_resumes_where_it_was(small_tokenizer, model, hp, mo
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module, "forward_until", count)
-    resumed = second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    resumed = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     assert sum(rows) == 150 - 64
     assert all(torch.equal(resumed[layer], expected[layer]) for layer in hp.layers)
     assert not list(folder.glob(".*"))
@@ -162,7 +162,7 @@ def test_an_interrupted_pass_resumes_where_it_was(small_tokenizer, model, hp, mo
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no moment", "wrong size"])
 def test_damaged_caches_are_named(damage: str, small_tokenizer, model, hp) -> None:
-    second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     file = Path(hp.stats_dir) / "model/tiny_stats/model.layers.1.mlp.down_proj_float64_mom2_150.npz"
     whole = file.read_bytes()
     if damage == "truncated":
@@ -176,17 +176,17 @@ def test_damaged_caches_are_named(damage: str, small_tokenizer, model, hp) -> No
     else:
         np.savez(file, **{"mom2.count": 3, "mom2.mom2": np.eye(5), "sample_size": 150})
     with pytest.raises(StatisticsError, match=r"mom2_150.npz.*(delete|belongs)"):
-        second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+        second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
 
 
 def test_statistics_that_are_not_finite_are_refused(small_tokenizer, model, hp) -> None:
-    second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     file = Path(hp.stats_dir) / "model/tiny_stats/model.layers.2.mlp.down_proj_float64_mom2_150.npz"
     arrays = dict(np.load(file))
     arrays["mom2.mom2"][0, 0] = np.nan
     np.savez(file, **arrays)
     with pytest.raises(IllPosedError, match="layer 2.*NaN"):
-        second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+        second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -197,25 +197,25 @@ def test_a_cache_that_cannot_be_written_leaves_nothing(code: int, small_tokenize
 
     monkeypatch.setattr(module.np, "savez", fail)
     with pytest.raises(OutputError, match="cannot write statistics.*stats_dir"):
-        second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+        second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     assert not [p for p in Path(hp.stats_dir).rglob("*") if p.is_file()]
 
 
 def test_what_is_stored_describes_itself(small_tokenizer, model, hp) -> None:
-    second_moments(layout_for(model, hp), small_tokenizer, hp, CORPUS)
+    second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     file = Path(hp.stats_dir) / "model/tiny_stats/model.layers.1.mlp.down_proj_float64_mom2_150.npz"
     described = json.loads(str(np.load(file)["zerounlearn"]))
     assert described["samples"] == 150
-    assert described["weights"] == fingerprint(layout_for(model, hp), 1)
+    assert described["weights"] == fingerprint(find_layout(model, hp), 1)
 
 
 def test_gpt2_and_texts_of_no_tokens(small_tokenizer, hp) -> None:
     model = tiny("gpt2", len(small_tokenizer))
     run = dataclasses.replace(hp, **GPT2)
-    moments = second_moments(layout_for(model, run), small_tokenizer, run, Corpus("gaps", lambda: ["", *TEXTS, ""]))
+    moments = second_moments(find_layout(model, run), small_tokenizer, run, Corpus("gaps", lambda: ["", *TEXTS, ""]))
     assert moments[1].shape == (128, 128)
     with pytest.raises(StatisticsError, match="no tokens"):
-        second_moments(layout_for(model, run), small_tokenizer, run, Corpus("void", lambda: ["", ""]))
+        second_moments(find_layout(model, run), small_tokenizer, run, Corpus("void", lambda: ["", ""]))
 
 
 def test_local_files_and_names(tmp_path: Path) -> None:

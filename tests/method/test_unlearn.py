@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.helpers import FACTS, GPT2, hparams_for, layout_for, tiny
+from tests.helpers import FACTS, GPT2, hparams_for, tiny
 from tests.method import plain
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError, ZeroUnlearnError
 from zerounlearn.method import unlearn as module
 from zerounlearn.method.request import Request
 from zerounlearn.method.statistics import Corpus
-from zerounlearn.method.unlearn import unlearn
+from zerounlearn.method.unlearn import find_layout, unlearn
 from zerounlearn.model.tokens import continuation
 
 TEXTS = [f"In the year {i} the weather of France was fine and people in Lisbon said so." for i in range(90)]
@@ -264,11 +264,11 @@ def test_quantised_weights_are_refused(small_tokenizer, hp) -> None:
     )  # bitsandbytes' 4-bit layout
     model.model.layers[1].mlp.down_proj.weight = packed
     with pytest.raises(LayoutError, match=r"model.layers.1.mlp.down_proj.*quantised"):
-        layout_for(model, hp)
+        find_layout(model, hp)
     del model.model.layers[1].mlp.down_proj.weight  # GPTQ has `qweight` instead
     model.model.layers[1].mlp.down_proj.register_parameter("weight", None)
     with pytest.raises(LayoutError, match="quantised"):
-        layout_for(model, hp)
+        find_layout(model, hp)
 
 
 def test_singular_statistics_name_layer_and_remedy(small_tokenizer, hp) -> None:

@@ -63,14 +63,13 @@ class Outcome:
     sensitive_nll: tuple[float, float] = (0.0, 0.0)
 
 
-def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
-    """The model's layout under the run's templates, with finite weights.
+def find_layout(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
+    """The model's layout under the run's templates; the weights themselves are not looked at.
 
     Raises:
         LayoutError: see `Layout.of`.
-        IllPosedError: a weight to be edited contains NaN or Inf.
     """
-    layout = Layout.of(
+    return Layout.of(
         model,
         hparams.layers,
         rewrite_module_tmp=hparams.rewrite_module_tmp,
@@ -78,6 +77,16 @@ def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout
         ln_f_module=hparams.ln_f_module,
         lm_head_module=hparams.lm_head_module,
     )
+
+
+def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
+    """The model's layout, with finite weights in the layers to be edited.
+
+    Raises:
+        LayoutError: see `Layout.of`.
+        IllPosedError: a weight to be edited contains NaN or Inf.
+    """
+    layout = find_layout(model, hparams)
     for layer in hparams.layers:
         if not torch.isfinite(layout.parameter(layer)).all():
             raise IllPosedError(f"{layout.weight_names[layer]} contains NaN or Inf: reload the checkpoint")
