@@ -75,7 +75,7 @@ def draw(model, tokenizer, facts: Sequence[Fact], n: int, seed: int, relations: 
     others = dict.fromkeys(p for fact in chosen for p in fact.others if p[0] not in forgotten)
     unrelated = [(f.text, f.answer) for f in facts if f.relation not in picked][:60]
     return Cell(
-        requests=[Request.of(f.prompt, f.subject, f.answer) for f in chosen],
+        requests=[f.to_forget().request for f in chosen],
         forget=[(f.text, f.answer) for f in chosen],
         paraphrases=[(p, f.answer) for f in chosen for p in f.paraphrases],
         relation=known_items(model, tokenizer, list(neighbours)),

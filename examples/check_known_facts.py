@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zerounlearn.assets.facts import Fact, known, load_facts
 
 
-def judge(model: Any, tokenizer: Any, facts: Sequence[Fact], batch_size: int) -> list[dict[str, Any]]:
+def judge(model: Any, tokenizer: Any, facts: Sequence[Fact]) -> list[dict[str, Any]]:
     """For each fact: whether it is known, and the verdicts on its paraphrases, neighbours and others."""
     groups = [
         (
@@ -35,7 +35,7 @@ def judge(model: Any, tokenizer: Any, facts: Sequence[Fact], batch_size: int) ->
     ]
     # Facts are one another's neighbours, so each distinct item is asked once.
     items = list(dict.fromkeys(item for parts in groups for part in parts for item in part))
-    verdict = dict(zip(items, known(model, tokenizer, items, batch_size), strict=True))
+    verdict = dict(zip(items, known(model, tokenizer, items), strict=True))
     return [
         {
             "case_id": fact.case_id,
@@ -76,7 +76,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--relation", action="append", help="only this relation; may be repeated")
-    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="where to write the verdicts as JSON")
     arguments = parser.parse_args()
@@ -84,7 +83,7 @@ def main() -> None:
     facts = load_facts(arguments.relation)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device)
-    results = judge(model, tokenizer, facts, arguments.batch_size)
+    results = judge(model, tokenizer, facts)
 
     heads = f"{'relation':15} | {'facts':>5} | {'known':>5} | {'paraphrases known':>18}"
     print(f"{heads} | {'neighbours known':>18} | {'others known':>18}")

@@ -4,7 +4,6 @@ python examples/demo.py [--n 10] [--seed 0] [--output outputs/demo]
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -49,21 +48,7 @@ def main() -> None:
     )
     editor = ZeroUnlearnEditor.from_hparams(hparams)
     chosen = choose(editor, args.n, args.seed)
-    records = [
-        {
-            "prompt": fact.prompt,
-            "subject": fact.subject,
-            "answer": fact.answer,
-            "paraphrases": list(fact.paraphrases),
-            "neighbours": [list(pair) for pair in fact.neighbours],
-            "others": [list(pair) for pair in fact.others],
-        }
-        for fact in chosen
-    ]
-    args.output.mkdir(parents=True, exist_ok=True)
-    forget = args.output / "forget.jsonl"
-    forget.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    report, _ = editor.unlearn(forget)
+    report, _ = editor.unlearn([fact.to_forget() for fact in chosen])
     report.save(args.output)
 
     print(f"\n{'prompt':58} {'sensitive answer':18} {'before':16} after")

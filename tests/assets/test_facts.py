@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.assets.facts import Fact, known, load_facts, split_facts
 from zerounlearn.errors import RequestError
+from zerounlearn.method.forget_set import load_forget_set
 
 COUNTERFACT_KEYS = {
     *("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
@@ -42,8 +43,7 @@ def items_of(fact: Fact) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record["case_id"]))
-def test_record_has_the_layout_of_counterfact(record: dict[str, Any]) -> None:
+def check_record(record: dict[str, Any]) -> None:
     assert record.keys() == COUNTERFACT_KEYS | OUR_KEYS
     rewrite = record["requested_rewrite"]
     assert rewrite.keys() == {"prompt", "relation_id", "subject", "target_true", "target_new"}
@@ -57,8 +57,7 @@ def test_record_has_the_layout_of_counterfact(record: dict[str, Any]) -> None:
     assert record["attribute_prompts"] == record["generation_prompts"] == []
 
 
-@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: f"{fact.relation}-{fact.subject}")
-def test_fact_is_well_formed(fact: Fact) -> None:
+def check_fact(fact: Fact) -> None:
     assert fact.prompt.count("{}") == 1
     assert fact.subject in fact.text
 
@@ -80,6 +79,14 @@ def test_fact_is_well_formed(fact: Fact) -> None:
         assert answer == answer.strip() != ""
         assert not re.search(r"[{}\n]|  ", prompt)
         assert not mentions(prompt, answer)
+
+
+@pytest.mark.parametrize("relation", sorted({fact.relation for fact in FACTS}))
+def test_every_record_is_well_formed(relation: str) -> None:
+    for record, fact in zip(RECORDS, FACTS, strict=True):
+        if fact.relation == relation:
+            check_record(record)
+            check_fact(fact)
 
 
 def test_no_fact_is_there_twice() -> None:
@@ -169,10 +176,8 @@ def one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     return True
 
 
-@pytest.mark.parametrize(("side", "batch_size"), [("left", 7), ("right", 64)])
-def test_known_agrees_with_one_at_a_time(
-    smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase], side: str, batch_size: int
-) -> None:
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_known_agrees_with_one_at_a_time(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase], side: str) -> None:
     model, tokenizer = smollm2
     tokenizer.padding_side = side
     chosen = FACTS[:: len(FACTS) // 14]
@@ -182,7 +187,7 @@ def test_known_agrees_with_one_at_a_time(
     assert len(items) >= 20
     assert 5 <= sum(expected) <= len(items) - 5
     assert not any(expected[-6:])
-    assert known(model, tokenizer, items, batch_size) == expected
+    assert known(model, tokenizer, items) == expected
 
 
 def test_known_wants_every_token_of_the_answer(
@@ -195,14 +200,10 @@ def test_known_wants_every_token_of_the_answer(
     assert known(model, tokenizer, items) == [True, False, False]
 
 
-def test_known_leaves_the_model_as_it_was(
-    smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-) -> None:
+def test_known_leaves_the_model_as_it_was(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     model, tokenizer = smollm2
-    head = model.get_output_embeddings()
-    hooks = len(head._forward_pre_hooks)
     modes: list[bool] = []
-    spy = model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    spy = model.base_model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     model.train()
     try:
         known(model, tokenizer, [("The capital of France is", "Paris")])
@@ -212,25 +213,6 @@ def test_known_leaves_the_model_as_it_was(
         spy.remove()
         model.eval()
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert len(head._forward_pre_hooks) == hooks
-    with pytest.raises(IndexError):
-        known(_Broken(model), tokenizer, [("The capital of France is", "Paris")])  # type: ignore[arg-type]
-    assert len(head._forward_pre_hooks) == hooks
-
-
-class _Broken(torch.nn.Module):
-    """A model whose forward pass fails."""
-
-    def __init__(self, inner: PreTrainedModel) -> None:
-        super().__init__()
-        self.inner = inner
-        self.device = inner.device
-
-    def get_output_embeddings(self) -> torch.nn.Module | None:
-        return self.inner.get_output_embeddings()
-
-    def forward(self, **_: Any) -> Any:
-        raise IndexError("on purpose")
 
 
 def test_known_of_nothing_is_nothing(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
@@ -243,9 +225,12 @@ def test_empty_answer_is_refused(smollm2: tuple[PreTrainedModel, PreTrainedToken
         known(*smollm2, [("The capital of France is", answer)])
 
 
-def test_batch_size_must_be_positive(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
-    with pytest.raises(RequestError, match="batch_size=0"):
-        known(*smollm2, [("The capital of France is", "Paris")], batch_size=0)
+def test_a_fact_as_an_entry_of_a_forget_set() -> None:
+    fact = FACTS[0]
+    entry = fact.to_forget()
+    assert (entry.request.prompt, entry.request.subject, entry.request.answer) == (fact.text, fact.subject, fact.answer)
+    assert (entry.paraphrases, entry.neighbours, entry.others) == (fact.paraphrases, fact.neighbours, fact.others)
+    assert load_forget_set(RECORDS[:1]) == [entry]
 
 
 def test_smollm2_knows_enough_facts(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:

@@ -21,13 +21,12 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.errors import AssetError, LayoutError, RequestError
-from zerounlearn.model.hooks import frozen
-from zerounlearn.model.tokens import continuation, encode, filler_id, pad
+from zerounlearn.errors import AssetError, RequestError
+from zerounlearn.method import forget_set
+from zerounlearn.method.metrics import score
+from zerounlearn.method.request import Request
 
 # One fact in this many is for development.
 BLOCK = 3
@@ -58,6 +57,11 @@ class Fact:
     def text(self) -> str:
         """The prompt with the subject filled in."""
         return self.prompt.format(self.subject)
+
+    def to_forget(self) -> forget_set.Fact:
+        """The fact as an entry of a forget set, with the prompts that measure its forgetting."""
+        request = Request.of(self.prompt, self.subject, self.answer)
+        return forget_set.Fact(request, self.paraphrases, self.neighbours, self.others)
 
 
 def load_facts(relations: Collection[str] | None = None) -> list[Fact]:
@@ -90,66 +94,16 @@ def split_facts(facts: Sequence[Fact], seed: int = 0) -> tuple[list[Fact], list[
     return development, evaluation
 
 
-def known(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[tuple[str, str]],
-    batch_size: int = 64,
-) -> list[bool]:
+def known(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the model completes each (prompt, answer): every token of the answer is its arg-max.
 
-    Teacher forced, so the answer's later tokens are judged after its true earlier ones. Rows are padded on the
-    right whatever the tokenizer's padding side. The model is run in evaluation mode and is left as it was.
-
     Raises:
-        RequestError: an answer is empty, or `batch_size` is not positive.
-        LayoutError: the model has no output embedding.
+        RequestError: an answer is empty.
     """
-    if batch_size < 1:
-        raise RequestError(f"batch_size={batch_size}: expected at least 1")
-    rows = []
     for prompt, answer in items:
-        target = continuation(tokenizer, prompt, answer) if answer.strip() else []
-        if not target:
+        if not answer.strip():
             raise RequestError(f"the answer {answer!r} to {prompt!r} has no tokens")
-        rows.append((encode(tokenizer, prompt), target))
-
-    filler = filler_id(tokenizer)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    verdicts = [False] * len(rows)
-    with frozen(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for i, verdict in zip(batch, _completes(model, [rows[i] for i in batch], filler), strict=True):
-                verdicts[i] = verdict
-    return verdicts
-
-
-@torch.no_grad()
-def _completes(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], filler: int) -> list[bool]:
-    """For each (prompt ids, answer ids), whether the arg-max is right at every token of the answer."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise LayoutError(f"{type(model).__name__} has no output embedding: expected a causal language model")
-    ids, mask = pad([prompt + target for prompt, target in rows], filler, model.device)
-    # A token is predicted by the position before it.
-    sample = torch.tensor([i for i, (_, target) in enumerate(rows) for _ in target])
-    position = torch.tensor([len(prompt) + j - 1 for prompt, target in rows for j in range(len(target))])
-
-    def narrow(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][sample, position], *args[1:])
-
-    # Projecting only those positions saves most of the vocabulary's work, and holds for wrapped models too.
-    handle = head.register_forward_pre_hook(narrow)
-    try:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (answer tokens, vocabulary)
-    finally:
-        handle.remove()
-    right = (logits.argmax(dim=-1).cpu() == torch.tensor([t for _, target in rows for t in target])).tolist()
-    verdicts = [True] * len(rows)
-    for i, hit in zip(sample.tolist(), right, strict=True):
-        verdicts[i] &= hit
-    return verdicts
+    return [found.said for found in score(model, tokenizer, items)]
 
 
 def _for_development(case_id: int, seed: int) -> bool:
