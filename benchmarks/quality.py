@@ -27,9 +27,10 @@ from zerounlearn.assets.corpora import open_corpus
 from zerounlearn.assets.facts import Fact, load_facts, split_facts
 from zerounlearn.assets.smollm2 import fetch_smollm2
 from zerounlearn.assets.wikipedia import embedded_held_out_texts
+from zerounlearn.files import write_text
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.metrics import perplexity, score
-from zerounlearn.method.report import environment, write_text
+from zerounlearn.method.report import environment
 from zerounlearn.method.request import Request
 from zerounlearn.method.unlearn import layout_of, unlearn
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerounlearn.assets.facts import Fact, known, load_facts
+from zerounlearn.files import write_text
 
 
 def judge(model: Any, tokenizer: Any, facts: Sequence[Fact]) -> list[dict[str, Any]]:
@@ -59,18 +58,6 @@ def row(name: str, results: Sequence[dict[str, Any]]) -> str:
     return " | ".join(cells)
 
 
-def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Write the verdicts as JSON, whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(list(results), file, indent=1)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def main() -> None:
     """Read the command line, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,7 +78,7 @@ def main() -> None:
         print(row(relation, [result for result in results if result["relation"] == relation]))
     print(row("all", results))
     if arguments.output is not None:
-        write(arguments.output, results)
+        write_text(arguments.output, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

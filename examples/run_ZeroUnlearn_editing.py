@@ -11,9 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
+import zerounlearn.easyedit  # registers the method, so it comes before the framework
+
+# isort: split
 from easyeditor import BaseEditor, ZeroUnlearnHyperParams
 
-import zerounlearn.easyedit  # registers the method
 from zerounlearn.method.forget_set import load_forget_set
 
 if __name__ == "__main__":

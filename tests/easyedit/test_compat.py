@@ -362,13 +362,18 @@ def test_trace_of_a_decoder_layer(facts: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def no_framework(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if EasyEdit had not been imported; whatever a test imports in its place is taken out again."""
+def no_framework() -> Iterator[None]:
+    """As if EasyEdit had not been imported; whatever a test imports in its place is taken out again.
+
+    Name it before `monkeypatch`: what that puts into `sys.modules` must go before this puts back the real one.
+    """
     saved = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "easyeditor"}
     meta_path = sys.meta_path[:]
     sys.meta_path[:] = [finder for finder in meta_path if not isinstance(finder, compat._Finder)]
-    monkeypatch.delenv(compat.HOME, raising=False)
+    home = os.environ.pop(compat.HOME, None)
     yield
+    if home is not None:
+        os.environ[compat.HOME] = home
     for name in [name for name in sys.modules if name.partition(".")[0] == "easyeditor"]:
         del sys.modules[name]
     sys.modules.update(saved)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -18,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 import zerounlearn
-from zerounlearn.errors import OutputError
+from zerounlearn.files import write_text
 from zerounlearn.method.forget_set import Fact
 from zerounlearn.method.unlearn import LayerOutcome
 
@@ -119,25 +117,6 @@ class Report:
         """
         write_text(folder / "report.json", self.to_json() + "\n")
         write_text(folder / "report.md", self.to_markdown())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as stream:
-            temporary = stream.name
-            stream.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"cannot write {str(path)!r}: {error}; name another folder or free space") from error
 
 
 def environment(model: PreTrainedModel) -> dict[str, str]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +26,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.core.moments import SecondMoment
-from zerounlearn.errors import IllPosedError, OutputError, StatisticsError
+from zerounlearn.errors import IllPosedError, StatisticsError
+from zerounlearn.files import whole_file
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
 from zerounlearn.model.hooks import forward_until, frozen, inputs_of
@@ -290,17 +289,5 @@ def _save_partial(path: Path, moments: Mapping[int, SecondMoment], done: int) ->
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an npz under a temporary name, then rename: a reader never sees half a file."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
-            temporary = stream.name
-            np.savez(stream, **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write statistics {str(path)!r}: {error}; set another stats_dir or free space"
-        ) from error
+    with whole_file(path, "wb", remedy="set another stats_dir or free space") as stream:
+        np.savez(stream, **arrays)
