@@ -175,6 +175,10 @@ def test_unlearn_forgets_and_reports(hp, smollm2, tmp_path: Path) -> None:
     assert stored["hparams"]["layers"] == hp.layers
     assert {"statistics", "contexts", "vectors", "keys", "solve", "evaluation"} <= set(stored["seconds"])
     assert {"torch", "transformers", "zerounlearn", "easyedit", "device", "dtype"} <= set(stored["environment"])
+    assert stored["fingerprints"]["corpus"] == "embedded"
+    for layer in hp.layers:
+        assert len(stored["fingerprints"][f"weights below layer {layer}"]) == 32
+        assert len(stored["fingerprints"][f"C of layer {layer}"]) == 32
     page = (tmp_path / "report.md").read_text()
     assert "The capital of France is" in page
     assert "| before | 100.0 |" in page

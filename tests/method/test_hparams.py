@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -30,6 +31,26 @@ def test_published_layers_and_weights() -> None:
         assert hp.v_lr == 0.1
         assert (hp.wiki_KKT_lam, hp.forget_KKT_lam, hp.regularization_lam) == (15000, 50, 1)
         assert hp.mom2_n_samples == 100_000
+
+
+def test_the_published_files_fields_and_values_are_ours(tmp_path: Path) -> None:
+    """Every name of the published hyperparameter files is known, and has the published value for its default."""
+    published = {
+        "layer_selection": "all", "fact_token": "subject_last", "v_num_grad_steps": 25, "v_lr": 1e-1,
+        "v_weight_decay": 0.5, "clamp_norm_factor": 0.75, "kl_factor": 0.0625, "wiki_KKT_lam": 15000,
+        "wiki_VKT_lam": 15000, "retain_KKT_lam": 1, "retain_VKT_lam": 1, "forget_KKT_lam": 50, "forget_VKT_lam": 50,
+        "regularization_lam": 1, "mom2_adjustment": True, "mom2_update_weight": 15000,
+        "rewrite_module_tmp": "model.layers.{}.mlp.down_proj", "layer_module_tmp": "model.layers.{}",
+        "mlp_module_tmp": "model.layers.{}.mlp", "attn_module_tmp": "model.layers.{}.self_attn",
+        "ln_f_module": "model.norm", "lm_head_module": "lm_head", "mom2_dataset": "wikipedia",
+        "mom2_n_samples": 100000, "mom2_dtype": "float32", "nullspace_threshold": 2e-2, "L2": 10,
+    }  # fmt: skip
+    ours = ZeroUnlearnHyperParams.from_mapping(GOOD)
+    assert {name: getattr(ours, name) for name in published} == published
+    file = tmp_path / "Llama-3.2-3B-Instruct.json"
+    own = {"model_name": "Llama-3.2-3B-Instruct", "layers": [16, 17, 18], "v_loss_layer": 27}
+    file.write_text(json.dumps(published | own))
+    assert ZeroUnlearnHyperParams.from_hparams(file).v_loss_layer == 27
 
 
 def test_defaults_are_complete_and_round_trip() -> None:
@@ -86,6 +107,8 @@ def test_every_field_is_read_somewhere() -> None:
         ({"wiki_KKT_lam": 1.0}, "wiki_KKT_lam=1.0 and wiki_VKT_lam=15000.0 differ"),
         ({"forget_VKT_lam": 1.0}, "forget_KKT_lam=50.0 and forget_VKT_lam=1.0 differ"),
         ({"mom2_update_weight": 7}, "mom2_update_weight=7.0 differ"),
+        ({"L2": 1}, "L2=1.0: the method does not depend on it"),
+        ({"nullspace_threshold": 0.5}, "nullspace_threshold=0.5: the method does not depend on it"),
         ({"neutral_target": " "}, "neutral_target"),
         (
             {"rewrite_module_tmp": "model.layers.3.mlp"},

@@ -98,7 +98,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
 
             held_out = embedded_held_out_texts()
         layout = layout_of(self.model, self.hparams)
-        prints = {str(layer): fingerprint(layout, layer) for layer in self.hparams.layers}
+        prints = {f"weights below layer {i}": fingerprint(layout, i) for i in self.hparams.layers}
         seconds = {"evaluation": -time.perf_counter()}
         before, ppl_before = self._measure(facts, held_out, held_out_tokens, "before")
         seconds["evaluation"] += time.perf_counter()
@@ -124,7 +124,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
             neutral_nll=outcome.neutral_nll,
             sensitive_nll=outcome.sensitive_nll,
             hparams=self.hparams.to_dict(),
-            fingerprints=prints,
+            fingerprints=prints | outcome.statistics,
             environment=environment(self.model) | {"easyedit": framework().edition},
         )
         return report, self.model

@@ -70,13 +70,16 @@ class ZeroUnlearnHyperParams:
     lm_head_module: str = _p("lm_head", "The head, or the embedding where they are tied.")
 
     mom2_adjustment: bool = _p(True, "Whether the second moment of ordinary text takes part at all.")
-    mom2_update_weight: float | None = _p(None, "MEMIT's name for λw; if given it must equal wiki_KKT_lam.")
+    mom2_update_weight: float = _p(15000.0, "MEMIT's name for λw; it must equal wiki_KKT_lam.")
     mom2_dataset: str = _p("wikipedia", "'wikipedia', 'wikitext', 'embedded', or a txt/jsonl/parquet file.")
     mom2_n_samples: int = _p(100_000, "Texts to take the second moment over.")
     mom2_dtype: Precision = _p("float32", "Precision of products and of the stored statistic.")
     stats_dir: str = _p("./data/stats", "Where statistics are cached, in EasyEdit's own layout.")
     stats_batch_tokens: int = _p(4096, "Tokens per forward pass over the corpus.")
     stats_max_length: int = _p(512, "Longer texts are cut to this many tokens.")
+
+    nullspace_threshold: float = _p(2e-2, "Published, and read by nothing there either: no other value is accepted.")
+    L2: float = _p(10.0, "Published, and read by nothing there either: no other value is accepted.")
 
     n_contexts: int = _p(5, "Generated prefixes beside the bare prompt, one per opening word.")
     context_length: int = _p(10, "Tokens per generated prefix.")
@@ -113,13 +116,13 @@ class ZeroUnlearnHyperParams:
 
     @classmethod
     def from_hparams(cls, path: str | Path, overrides: Sequence[str] = ()) -> ZeroUnlearnHyperParams:
-        """Read a YAML file, EasyEdit's way (the suffix may be left out), then apply `key=value` overrides.
+        """Read a YAML (or JSON) file, EasyEdit's way (the suffix may be left out), then apply `key=value` overrides.
 
         Raises:
             ConfigError: the file is missing or no YAML mapping, or see `from_mapping`.
         """
         file = Path(path)
-        if file.suffix not in (".yaml", ".yml"):
+        if file.suffix not in (".yaml", ".yml", ".json"):
             file = file.with_name(file.name + ".yaml")
         try:
             loaded = OmegaConf.load(file)
@@ -186,9 +189,16 @@ class ZeroUnlearnHyperParams:
             ("wiki_KKT_lam", "mom2_update_weight"),
         ):
             a, b = getattr(self, one), getattr(self, other)
-            if b is not None and a != b:
+            if a != b:
                 raise ConfigError(
                     f"{one}={a!r} and {other}={b!r} differ: the objective has one weight for the two, set both alike"
+                )
+        for name in ("nullspace_threshold", "L2"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: the method does not depend on it, and tuning it would change "
+                    f"nothing; leave it at {default}"
                 )
         if not self.neutral_target.strip():
             raise ConfigError(f"neutral_target={self.neutral_target!r}: expected 'eos', 'pad' or a text")

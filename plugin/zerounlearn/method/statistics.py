@@ -71,19 +71,24 @@ def fingerprint(layout: Layout, layer: int) -> str:
     above = {id(p) for block in layout.blocks[layer + 1 :] for p in block.parameters()}
     above |= {id(p) for p in layout.norm.parameters()}
     above |= {id(p) for p in layout.blocks[layer].parameters() if p is layout.parameter(layer)}
-    digest = hashlib.blake2b(digest_size=16)
+    seen = hashlib.blake2b(digest_size=16)
     picked: list[Tensor] = []
     for name, parameter in layout.model.named_parameters():
         if id(parameter) in above:
             continue
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
+        seen.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
         flat = parameter.detach().reshape(-1)
         count = min(256, flat.numel())
         spread = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(count - 1, 1)
         picked.append(flat[spread].float().cpu())
-    digest.update(torch.cat(picked).numpy().tobytes())
-    found = digest.hexdigest()
+    seen.update(torch.cat(picked).numpy().tobytes())
+    found = seen.hexdigest()
     return Lineage.of(layout.model).origins.get(found, found)
+
+
+def digest(C: Tensor) -> str:
+    """A digest of a statistic's bytes: which text it was taken over, for a report."""
+    return hashlib.blake2b(C.contiguous().cpu().numpy().tobytes(), digest_size=16).hexdigest()
 
 
 @contextmanager
@@ -156,8 +161,8 @@ def _folders(layout: Layout, hparams: ZeroUnlearnHyperParams, corpus: Corpus) ->
 
 
 def _name(key: _Key, *, unique: bool = False) -> str:
-    digest = hashlib.blake2b(json.dumps(asdict(key), sort_keys=True).encode(), digest_size=4).hexdigest()
-    return f"{key.module}_{key.dtype}_mom2_{key.samples}{f'-{digest}' if unique else ''}.npz"
+    suffix = hashlib.blake2b(json.dumps(asdict(key), sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{key.module}_{key.dtype}_mom2_{key.samples}{f'-{suffix}' if unique else ''}.npz"
 
 
 def _load(path: Path, key: _Key, size: int) -> SecondMoment | None:
@@ -203,7 +208,7 @@ def _collect(
             len(chosen),
             hparams.mom2_n_samples,
         )
-    partial = targets[layers[0]].with_name(f".{_digest(keys, layers)}.partial.npz")
+    partial = targets[layers[0]].with_name(f".{_pass_name(keys, layers)}.partial.npz")
     moments, done = _resume(partial, layers)
     for layer in layers:
         size = layout.read(layer).shape[1]
@@ -259,7 +264,7 @@ def _collect(
     return result
 
 
-def _digest(keys: Mapping[int, _Key], layers: Sequence[int]) -> str:
+def _pass_name(keys: Mapping[int, _Key], layers: Sequence[int]) -> str:
     text = json.dumps([asdict(keys[layer]) for layer in layers], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

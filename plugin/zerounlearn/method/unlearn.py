@@ -21,7 +21,7 @@ from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.optimise import Problem, Solution, optimise
 from zerounlearn.method.request import Request, check_requests, target_ids
-from zerounlearn.method.statistics import Corpus, lineage_kept, second_moments
+from zerounlearn.method.statistics import Corpus, digest, lineage_kept, second_moments
 from zerounlearn.model.hooks import frozen, inputs_of, restored
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Tape, record
@@ -53,12 +53,17 @@ class LayerOutcome:
 
 @dataclass
 class Outcome:
-    """The result of one `unlearn`: what changed and how long each stage took."""
+    """The result of one `unlearn`: what changed, what it was made from, and how long each stage took.
+
+    `statistics` names the corpus and gives a digest of each layer's C; the two NLLs are means in nats per token
+    before and after the optimisation of z* and V_u.
+    """
 
     originals: dict[str, Tensor]
     layers: list[LayerOutcome] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     prefixes: list[str] = field(default_factory=list)
+    statistics: dict[str, str] = field(default_factory=dict)
     neutral_nll: tuple[float, float] = (0.0, 0.0)
     sensitive_nll: tuple[float, float] = (0.0, 0.0)
 
@@ -134,6 +139,10 @@ def unlearn(
         outcome.originals = {layout.weight_names[i]: w for i, w in zip(hparams.layers, originals, strict=True)}
         with clock("statistics"):
             moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
+            if corpus is not None:
+                outcome.statistics = {"corpus": corpus.name} | {
+                    f"C of layer {i}": digest(C) for i, C in moments.items()
+                }
         with clock("contexts"):
             generator = torch.Generator().manual_seed(hparams.seed)
             prefixes = sample_prefixes(
