@@ -1,7 +1,7 @@
 """Quality on the embedded model: what is forgotten, and what goes with it, over seeds.
 
     python benchmarks/quality.py                                        # the committed figures
-    python benchmarks/quality.py --split development layers=[15,16,17]   # a trial, on facts of no figure
+    python benchmarks/quality.py --split development layers=[15,16,17]  # a trial, on facts of no figure
 
 A cell draws `n` facts that the model knows, spread over relations, from one half of the packaged facts;
 forgets them; measures; and puts the weights back. `spe_relation` is taken on neighbours of the same relation,
@@ -28,11 +28,11 @@ from zerounlearn.assets.facts import Fact, load_facts, split_facts
 from zerounlearn.assets.smollm2 import fetch_smollm2
 from zerounlearn.assets.wikipedia import embedded_held_out_texts
 from zerounlearn.files import write_text
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.hparams import METHODS, load_hparams
 from zerounlearn.method.metrics import perplexity, score
 from zerounlearn.method.report import environment
 from zerounlearn.method.request import Request
-from zerounlearn.method.unlearn import layout_of, unlearn
+from zerounlearn.method.unlearn import unlearn
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "quality.json"
@@ -103,6 +103,7 @@ def measure(model, tokenizer, cell: Cell, texts: Sequence[str]) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hyperparameters to change")
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=sorted(METHODS))
     parser.add_argument("--n", type=int, nargs="+", default=[10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--relations", type=int, default=6)
@@ -110,54 +111,44 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"default: {RESULT.relative_to(ROOT)} for the evaluation split")
     args = parser.parse_args()
     folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
-    fixed = [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}"]
-    hparams = ZeroUnlearnHyperParams.from_hparams(
-        ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml", [*fixed, *args.overrides]
-    )
+    fixed = [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}", *args.overrides]
+    methods = [load_hparams(ROOT / f"hparams/{name}/smollm2-135m.yaml", fixed) for name in args.methods]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    layout = layout_of(model, hparams)
     development, evaluation = split_facts(load_facts())
     half = development if args.split == "development" else evaluation
     said = score(model, tokenizer, [(f.text, f.answer) for f in half])
     facts = [f for f, s in zip(half, said, strict=True) if s.said]
-    texts, corpus = embedded_held_out_texts(), open_corpus(hparams.mom2_dataset)
+    texts = embedded_held_out_texts()
     runs = []
     for n in args.n:
         for seed in args.seeds:
             cell = draw(model, tokenizer, facts, n, seed, args.relations)
             base = measure(model, tokenizer, cell, texts)
             runs.append({"preset": "base", "algorithm": "none", "n": n, "seed": seed, **base, "seconds": 0.0})
-            start = time.perf_counter()
-            hparams.seed = seed
-            outcome = unlearn(model, tokenizer, cell.requests, hparams, corpus)
-            seconds = time.perf_counter() - start
-            after = measure(model, tokenizer, cell, texts)
-            with torch.no_grad():
-                for layer in hparams.layers:
-                    layout.parameter(layer).copy_(outcome.originals[layout.weight_names[layer]])
-            runs.append({
-                "preset": "paper", "algorithm": "ZeroUnlearn", "n": n, "seed": seed, **after, "seconds": seconds,
-                "neutral_nll": outcome.neutral_nll, "relative_change": [x.relative_change for x in outcome.layers],
-            })  # fmt: skip
-            print(
-                n,
-                seed,
-                json.dumps({k: v for k, v in after.items() if "probability" not in k}),
-                f"{seconds:.0f} s",
-                flush=True,
-            )
-    print(f"\n{'preset':8}{'n':>5}" + "".join(f"{c:>22}" for c in COLUMNS))
+            for hparams in methods:
+                hparams.seed = seed
+                start = time.perf_counter()
+                outcome = unlearn(model, tokenizer, cell.requests, hparams, open_corpus(hparams.mom2_dataset))
+                seconds = time.perf_counter() - start
+                after = measure(model, tokenizer, cell, texts)
+                with torch.no_grad():
+                    for name, weight in outcome.originals.items():
+                        model.get_parameter(name).copy_(weight)
+                runs.append({
+                    "preset": "paper", "algorithm": hparams.alg_name, "n": n, "seed": seed, **after, "seconds": seconds,
+                    "neutral_nll": outcome.neutral_nll, "relative_change": [x.relative_change for x in outcome.layers],
+                })  # fmt: skip
+                shown = {k: round(v, 3) for k, v in after.items() if v is not None and "probability" not in k}
+                print(hparams.alg_name, n, seed, json.dumps(shown), f"{seconds:.0f} s", flush=True)
+    print(f"\n{'algorithm':16}{'n':>5}" + "".join(f"{c:>18}" for c in COLUMNS))
     for n in args.n:
-        for preset in ("base", "paper"):
-            rows = [r for r in runs if r["n"] == n and r["preset"] == preset]
-            print(f"{preset:8}{n:>5}" + "".join(f"{spread([r[c] for r in rows]):>22}" for c in COLUMNS))
+        for algorithm in ("none", *args.methods):
+            rows = [r for r in runs if r["n"] == n and r["algorithm"] == algorithm]
+            print(f"{algorithm:16}{n:>5}" + "".join(f"{spread([r[c] for r in rows]):>18}" for c in COLUMNS))
     output = args.output or (RESULT if args.split == "evaluation" else None)
     if output:
-        record = {
-            "environment": environment(model) | {"split": args.split, "overrides": args.overrides},
-            "runs": runs,
-        }
+        record = {"environment": environment(model) | {"split": args.split, "overrides": args.overrides}, "runs": runs}
         write_text(output, json.dumps(record, indent=1) + "\n")
 
 

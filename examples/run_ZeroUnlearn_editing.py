@@ -14,7 +14,7 @@ from pathlib import Path
 import zerounlearn.easyedit  # registers the method, so it comes before the framework
 
 # isort: split
-from easyeditor import BaseEditor, ZeroUnlearnHyperParams
+from easyeditor import BaseEditor
 
 from zerounlearn.method.forget_set import load_forget_set
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     parser.add_argument("--sequential_edit", action="store_true", help="keep one batch's edit for the next")
     args = parser.parse_args()
 
-    hparams = ZeroUnlearnHyperParams.from_hparams(args.hparams_dir)
+    hparams = zerounlearn.easyedit.METHODS[args.editing_method].hparams.from_hparams(args.hparams_dir)
     facts = load_forget_set(args.data_dir)[: args.ds_size]
 
     editor = BaseEditor.from_hparams(hparams)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 import zerounlearn
 from zerounlearn.errors import ConfigError, OutputError, ZeroUnlearnError
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams, load_hparams
 
 _HPARAMS = click.argument("hparams_file", metavar="HPARAMS.yaml", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -136,7 +136,7 @@ def _hparams(file: Path, overrides: tuple[str, ...], seed: int | None) -> ZeroUn
     if wrong:
         raise ConfigError(f"override {wrong[0]!r}: expected KEY=VALUE")
     extra = [] if seed is None else [f"seed={seed}"]
-    return ZeroUnlearnHyperParams.from_hparams(file, [*overrides, *extra])
+    return load_hparams(file, [*overrides, *extra])
 
 
 def _tokenizer(hparams: ZeroUnlearnHyperParams) -> Any:

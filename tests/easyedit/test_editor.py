@@ -15,7 +15,7 @@ from zerounlearn.easyedit import ZeroUnlearnEditor
 from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
 from zerounlearn.easyedit.compat import framework
 from zerounlearn.errors import ConfigError, RequestError
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, load_hparams
 from zerounlearn.method.request import Request
 from zerounlearn.method.unlearn import unlearn
 
@@ -71,17 +71,20 @@ def changed(model, before: dict[str, torch.Tensor]) -> set[int]:
 
 def test_one_import_registers(smollm2) -> None:
     from easyeditor import BaseEditor
+    from easyeditor import ZeroUnlearnGDHyperParams as ExposedGD
     from easyeditor import ZeroUnlearnHyperParams as Exposed
     from easyeditor.editors.batch_editor import BatchEditor
     from easyeditor.util.alg_dict import ALG_DICT
 
     assert Exposed is ZeroUnlearnHyperParams
+    assert ExposedGD is ZeroUnlearnGDHyperParams
+    assert BatchEditor.is_batchable_method("ZeroUnlearn-GD")
     assert BatchEditor.is_batchable_method("ZeroUnlearn")
     assert issubclass(zerounlearn.easyedit.ZeroUnlearnEditor, BaseEditor)
     zerounlearn.easyedit.register()
     zerounlearn.easyedit.unregister()
     try:
-        assert "ZeroUnlearn" not in ALG_DICT
+        assert not {"ZeroUnlearn", "ZeroUnlearn-GD"} & set(ALG_DICT)
         assert not BatchEditor.is_batchable_method("ZeroUnlearn")
     finally:
         zerounlearn.easyedit.register()
@@ -123,6 +126,19 @@ def test_the_frameworks_batch_edit_and_staying_edits(hp, smollm2_path: Path) -> 
     assert "rephrase_acc" in metrics[0]["post"]
     assert changed(edited, before) == set(hp.layers)
     asked = list(zip(EDIT["prompts"], EDIT["ground_truth"], strict=True))
+    assert not any(says(edited, editor.tok, *pair) for pair in asked)
+
+
+def test_the_gradient_variant_in_the_framework(hp, smollm2_path: Path) -> None:
+    run = load_hparams(ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml")
+    shared = {name: getattr(hp, name) for name in ("stats_dir", "mom2_n_samples", "device", "batch_size")}
+    editor = framework_editor(dataclasses.replace(run, **shared), smollm2_path, 2)
+    before = weights(editor.model)
+    asked = list(zip(EDIT["prompts"], EDIT["ground_truth"], strict=True))
+    assert all(says(editor.model, editor.tok, *pair) for pair in asked)
+    neutral = [editor.tok.eos_token] * 2
+    _, edited, _ = editor.batch_edit(**EDIT, target_new=neutral, sequential_edit=True, verbose=False)
+    assert changed(edited, before) == set(hp.layers)
     assert not any(says(edited, editor.tok, *pair) for pair in asked)
 
 

@@ -10,17 +10,42 @@ from pathlib import Path
 import pytest
 
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.hparams import METHODS, ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, load_hparams
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"model_name": "models/llama-x", "layers": [3, 4]}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "hparams/ZeroUnlearn").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "hparams").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_shipped_file_loads(file: Path) -> None:
-    hp = ZeroUnlearnHyperParams.from_hparams(file)
-    assert hp.alg_name == "ZeroUnlearn"
+    hp = load_hparams(file)
+    assert hp.alg_name == file.parent.name
+    assert isinstance(hp, METHODS[hp.alg_name])
     assert (hp.v_num_grad_steps, hp.clamp_norm_factor, hp.kl_factor) == (25, 0.75, 0.0625)
+
+
+def test_the_gradient_variants_own_fields(tmp_path: Path) -> None:
+    hp = load_hparams(ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml", ["solver=adam", "nullspace_rule=energy"])
+    assert isinstance(hp, ZeroUnlearnGDHyperParams)
+    assert (hp.solver, hp.gd_steps, hp.gd_lr, hp.target_weight, hp.norm_weight) == ("adam", 500, 1e-3, 100, 0.1)
+    for changes, message in [
+        ({"solver": "sgd"}, "solver='sgd': expected one of exact, adam"),
+        ({"nullspace_rule": "share"}, "nullspace_rule='share'"),
+        ({"norm_weight": 0}, "norm_weight=0.0: expected a number > 0"),
+        ({"sensitive_weight": -1}, "sensitive_weight=-1.0"),
+        (
+            {"wiki_KKT_lam": 1, "wiki_VKT_lam": 1, "mom2_update_weight": 1},
+            "wiki_KKT_lam=1.0: the method does not depend",
+        ),
+        ({"mom2_adjustment": False}, "mom2_adjustment=False: the method does not depend"),
+        ({"alg_name": "ZeroUnlearn"}, "hyperparameters of 'ZeroUnlearn-GD'"),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            ZeroUnlearnGDHyperParams.from_mapping(GOOD | changes)
+    other = tmp_path / "other.yaml"
+    other.write_text("alg_name: MEMIT\nmodel_name: llama\nlayers: [1]\n")
+    with pytest.raises(ConfigError, match="alg_name='MEMIT': expected one of ZeroUnlearn, ZeroUnlearn-GD"):
+        load_hparams(other)
 
 
 def test_published_layers_and_weights() -> None:
@@ -78,7 +103,7 @@ def test_every_field_is_read_somewhere() -> None:
         "alg_name", "model_parallel", "batch_size", "fp16", "mlp_module_tmp", "attn_module_tmp", "max_length", "device",
     }  # fmt: skip
     sources = "".join(p.read_text() for p in (ROOT / "plugin/zerounlearn").rglob("*.py"))
-    for f in dataclasses.fields(ZeroUnlearnHyperParams):
+    for f in dataclasses.fields(ZeroUnlearnGDHyperParams):
         reads = re.findall(rf"(?:hparams|self)\.{f.name}\b|getattr\(self, name\)|\"{f.name}\"", sources)
         assert f.name in framework or any(f.name in read for read in reads), f.name
 

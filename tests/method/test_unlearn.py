@@ -14,8 +14,9 @@ from tests.method import plain
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError, ZeroUnlearnError
 from zerounlearn.method import unlearn as module
+from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams
 from zerounlearn.method.request import Request
-from zerounlearn.method.statistics import Corpus
+from zerounlearn.method.statistics import Corpus, second_moments
 from zerounlearn.method.unlearn import find_layout, unlearn
 from zerounlearn.model.tokens import continuation
 
@@ -299,3 +300,35 @@ def test_one_set_after_the_other(small_tokenizer, hp) -> None:
     for each in (model, fresh):  # restored weights make the memory of lost directions void
         unlearn(each, small_tokenizer, FACTS, hp, CORPUS)
     assert torch.equal(model.model.layers[2].mlp.down_proj.weight, fresh.model.layers[2].mlp.down_proj.weight)
+
+
+def gd(hp, **changes: object) -> ZeroUnlearnGDHyperParams:
+    shared = {n: getattr(hp, n) for n in ("layers", "mom2_n_samples", "stats_dir", "mom2_dtype", "v_num_grad_steps")}
+    return ZeroUnlearnGDHyperParams(**({"model_name": "tiny"} | shared | changes))
+
+
+def test_the_gradient_variant_keeps_what_text_uses_and_moves_the_forget_keys(small_tokenizer, hp, caplog) -> None:
+    """With a threshold that leaves half the key space free; and its two solvers on the same problem."""
+    run = gd(hp, nullspace_threshold=0.05, nullspace_rule="energy")
+    model = tiny("llama", len(small_tokenizer))
+    outcome = unlearn(model, small_tokenizer, FACTS, run, CORPUS)
+    assert all("null space of" in layer.form for layer in outcome.layers)
+    C = second_moments(find_layout(tiny("llama", len(small_tokenizer)), run), small_tokenizer, run, CORPUS)[1]
+    W = outcome.originals["model.layers.1.mlp.down_proj.weight"]
+    change = model.model.layers[1].mlp.down_proj.weight.detach() - W
+    assert torch.linalg.matrix_rank(change, rtol=1e-9) <= len(FACTS)
+    share = torch.trace(change @ C @ change.mT) / torch.trace(C)
+    assert 0 < share < 0.05 * torch.linalg.matrix_norm(change, 2) ** 2
+    adam = tiny("llama", len(small_tokenizer))
+    steps = unlearn(adam, small_tokenizer, FACTS, dataclasses.replace(run, solver="adam", gd_steps=4000), CORPUS)
+    assert steps.layers[0].leakage == pytest.approx(outcome.layers[0].leakage, rel=0.05)
+    assert not caplog.records
+
+
+def test_an_empty_null_space_is_said_and_not_a_no_op(small_tokenizer, hp, caplog) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    outcome = unlearn(model, small_tokenizer, FACTS, gd(hp, nullspace_threshold=1e-30), CORPUS)
+    assert [r.levelname for r in caplog.records] == ["WARNING"] * 2
+    assert "layer 1: no eigenvalue of C is at most nullspace_threshold=1e-30" in caplog.text
+    assert all(layer.form == "soft null space" for layer in outcome.layers)
+    assert all(layer.relative_change > 1e-3 for layer in outcome.layers)

@@ -13,9 +13,10 @@ from zerounlearn.easyedit.compat import framework
 from zerounlearn.easyedit.register import Method
 from zerounlearn.easyedit.register import register as _register
 from zerounlearn.easyedit.register import unregister as _unregister
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method import hparams as _hparams
+from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 
-METHODS = {"ZeroUnlearn": Method(apply_zerounlearn_to_model, ZeroUnlearnHyperParams)}
+METHODS = {name: Method(apply_zerounlearn_to_model, hparams) for name, hparams in _hparams.METHODS.items()}
 
 
 def register() -> None:
@@ -32,4 +33,11 @@ register()
 
 from zerounlearn.easyedit.editor import ZeroUnlearnEditor  # noqa: E402  (its base class exists only now)
 
-__all__ = ["METHODS", "ZeroUnlearnEditor", "ZeroUnlearnHyperParams", "register", "unregister"]
+__all__ = [
+    "METHODS",
+    "ZeroUnlearnEditor",
+    "ZeroUnlearnGDHyperParams",
+    "ZeroUnlearnHyperParams",
+    "register",
+    "unregister",
+]

@@ -7,13 +7,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from zerounlearn.core.nullspace import Rule
 from zerounlearn.errors import ConfigError
 from zerounlearn.model.tokens import FactToken
 
@@ -91,6 +92,9 @@ class ZeroUnlearnHyperParams:
     model_parallel: bool = _p(False, "EasyEdit's device_map='auto'.")
     fp16: bool = _p(False, "EasyEdit's switch for loading float16 weights.")
 
+    # Published names that the method does not depend on: accepted at their default, refused at any other value.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("nullspace_threshold", "L2")
+
     def __post_init__(self) -> None:
         if self.device == "auto":  # EasyEdit reads the field itself, and does not know the word
             self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -121,20 +125,8 @@ class ZeroUnlearnHyperParams:
         Raises:
             ConfigError: the file is missing or no YAML mapping, or see `from_mapping`.
         """
-        file = Path(path)
-        if file.suffix not in (".yaml", ".yml", ".json"):
-            file = file.with_name(file.name + ".yaml")
-        try:
-            loaded = OmegaConf.load(file)
-            merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-            values = OmegaConf.to_container(merged, resolve=True)
-        except FileNotFoundError:
-            raise ConfigError(f"hparams file {str(file)!r} does not exist") from None
-        except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise ConfigError(f"hparams file {str(file)!r} cannot be read: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"hparams file {str(file)!r} holds {type(values).__name__}, not a mapping")
-        return cls.from_mapping({str(k): v for k, v in values.items()}, where=str(file))
+        file, values = _read(path, overrides)
+        return cls.from_mapping(values, where=str(file))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON and YAML."""
@@ -193,8 +185,11 @@ class ZeroUnlearnHyperParams:
                 raise ConfigError(
                     f"{one}={a!r} and {other}={b!r} differ: the objective has one weight for the two, set both alike"
                 )
-        for name in ("nullspace_threshold", "L2"):
-            default = type(self).__dataclass_fields__[name].default
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        if self.alg_name != defaults["alg_name"]:
+            raise ConfigError(f"alg_name={self.alg_name!r}: these are the hyperparameters of {defaults['alg_name']!r}")
+        for name in self.WITHOUT_EFFECT:
+            default = defaults[name]
             if getattr(self, name) != default:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r}: the method does not depend on it, and tuning it would change "
@@ -207,6 +202,75 @@ class ZeroUnlearnHyperParams:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected one {{}} for the layer's number")
         if not self.model_name:
             raise ConfigError("model_name is missing: a checkpoint folder, a hub name, or a (model, tokenizer) pair")
+
+
+@dataclass
+class ZeroUnlearnGDHyperParams(ZeroUnlearnHyperParams):
+    """Those of ZeroUnlearn-GD, the variant with an additive update in the null space of ordinary keys."""
+
+    alg_name: str = _p("ZeroUnlearn-GD", "The name under which EasyEdit knows the method.")
+    forget_KKT_lam: float = _p(10.0, "Published, and read by nothing there either: no other value is accepted.")
+    forget_VKT_lam: float = _p(10.0, "Published, and read by nothing there either: no other value is accepted.")
+    nullspace_threshold: float = _p(1e-2, "Which eigenvalues of C count as free; see nullspace_rule.")
+    nullspace_rule: Rule = _p("absolute", "'absolute' (published), 'relative' to the largest, or 'energy' of the free.")
+    solver: Literal["exact", "adam"] = _p("exact", "The exact minimiser, or the published Adam on the same objective.")
+    sensitive_weight: float = _p(1.0, "Weight of the output along V_u; larger removes more of it.")
+    target_weight: float = _p(100.0, "Weight of the mapping to the neutral target.")
+    norm_weight: float = _p(0.1, "Weight of ‖Δ‖²; larger changes the weight less.")
+    gd_steps: int = _p(500, "Steps of the solver adam.")
+    gd_lr: float = _p(1e-3, "Learning rate of the solver adam.")
+
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = (
+        "wiki_KKT_lam", "wiki_VKT_lam", "mom2_update_weight", "forget_KKT_lam", "forget_VKT_lam", "regularization_lam",
+        "projection_eps", "solve_dtype", "mom2_adjustment", "L2",
+    )  # fmt: skip
+
+    def validate(self) -> None:
+        """As for ZeroUnlearn, and the fields of this variant."""
+        super().validate()
+        for name, allowed in (("solver", ("exact", "adam")), ("nullspace_rule", get_args(Rule))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        for name in ("nullspace_threshold", "target_weight", "norm_weight", "gd_lr", "gd_steps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a number > 0")
+        if not self.sensitive_weight >= 0:
+            raise ConfigError(f"sensitive_weight={self.sensitive_weight!r}: expected a number >= 0")
+
+
+METHODS: dict[str, type[ZeroUnlearnHyperParams]] = {
+    "ZeroUnlearn": ZeroUnlearnHyperParams,
+    "ZeroUnlearn-GD": ZeroUnlearnGDHyperParams,
+}
+
+
+def load_hparams(path: str | Path, overrides: Sequence[str] = ()) -> ZeroUnlearnHyperParams:
+    """Hyperparameters of the method that the file's `alg_name` (or an override) names.
+
+    Raises:
+        ConfigError: the name is none of ours, or see `from_hparams`.
+    """
+    name = _read(path, overrides)[1].get("alg_name", "ZeroUnlearn")
+    if name not in METHODS:
+        raise ConfigError(f"alg_name={name!r}: expected one of {', '.join(METHODS)}")
+    return METHODS[name].from_hparams(path, overrides)
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    file = Path(path)
+    if file.suffix not in (".yaml", ".yml", ".json"):
+        file = file.with_name(file.name + ".yaml")
+    try:
+        loaded = OmegaConf.load(file)
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"hparams file {str(file)!r} does not exist") from None
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"hparams file {str(file)!r} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"hparams file {str(file)!r} holds {type(values).__name__}, not a mapping")
+    return file, {str(k): v for k, v in values.items()}
 
 
 def _coerced(name: str, kind: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""ZeroUnlearn on a model: the steps of the paper's algorithm, one line each, in `unlearn`."""
+"""ZeroUnlearn and ZeroUnlearn-GD on a model: the steps of the paper's algorithm, one line each, in `unlearn`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.core.solve import factor_base, leakage, relative_change, solve_update
+from zerounlearn.core.nullspace import free_space, solve_adam, solve_exact
+from zerounlearn.core.solve import LowRankUpdate, factor_base, leakage, relative_change, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.contexts import sample_prefixes
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.optimise import Problem, Solution, optimise
 from zerounlearn.method.request import Request, check_requests, target_ids
@@ -39,15 +40,15 @@ _RANK_TOLERANCE = 1e-6
 class LayerOutcome:
     """What was done to one layer, measured on the weight as written.
 
-    `leakage` is ‖QᵀW'K‖/‖QᵀWK‖, `relative_change` ‖W'−W‖/‖W‖, `rank` that of Q, `condition` a lower bound
-    on the condition number of B₀, `distance` the mean ‖z* − h_L‖ that the layer started from.
+    `leakage` is ‖QᵀW'K‖/‖QᵀWK‖, `relative_change` ‖W'−W‖/‖W‖, `rank` that of Q, `form` says which problem was
+    solved, `distance` is the mean ‖z* − h_L‖ that the layer started from.
     """
 
     layer: int
     leakage: float
     relative_change: float
     rank: int
-    condition: float
+    form: str
     distance: float
 
 
@@ -179,42 +180,82 @@ def _edit_layer(
 ) -> LayerOutcome:  # fmt: skip
     """Solve for one layer and write its weight. `keys` holds the forget set's n rows, then the retain set's."""
     where = f"layer {layer}"
+    name = layout.weight_names[layer]
     W = layout.read(layer)
     solver = torch.device("cpu") if W.device.type == "mps" else W.device
     W, keys, R, V = (x.to(solver) for x in (W, keys, distance / remaining, V))
-    lineage = Lineage.of(layout.model)
-    lost = lineage.lost(layout.weight_names[layer], W)
-    base = factor_base(
-        W, C,
-        corpus_weight=hparams.wiki_KKT_lam,
-        ridge=hparams.regularization_lam,
-        keep=keys[n:] if len(keys) > n else None,
-        keep_weight=hparams.retain_KKT_lam,
-        lost=lost,
-        dtype=getattr(torch, hparams.solve_dtype),
-        where=where,
-    )  # fmt: skip
     Q = orthonormal_basis(V, rtol=_RANK_TOLERANCE)
-    update = solve_update(
-        W, base, keys[:n], R, Q,
-        forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where,
-    )  # fmt: skip
+    lineage = Lineage.of(layout.model)
+    lost = lineage.lost(name, W)
+    if isinstance(hparams, ZeroUnlearnGDHyperParams):
+        update, form = _additive(W, C, keys, R, Q, n, hparams, where)
+    else:
+        base = factor_base(
+            W, C,
+            corpus_weight=hparams.wiki_KKT_lam,
+            ridge=hparams.regularization_lam,
+            keep=keys[n:] if len(keys) > n else None,
+            keep_weight=hparams.retain_KKT_lam,
+            lost=lost,
+            dtype=getattr(torch, hparams.solve_dtype),
+            where=where,
+        )  # fmt: skip
+        update = solve_update(
+            W, base, keys[:n], R, Q,
+            forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where,
+        )  # fmt: skip
+        form = f"closed form, cond(B₀) ≥ {base.condition():.1e}"
     before = W.clone()
     edited = update.apply(W)
     if not torch.isfinite(edited.to(W.dtype)).all():
-        raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; lower forget_KKT_lam")
+        raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32")
     layout.write(layer, edited)
-    if hparams.projection_eps == 0:
-        lineage.lose(layout.weight_names[layer], lost, Q)
+    if hparams.projection_eps == 0 and not isinstance(hparams, ZeroUnlearnGDHyperParams):
+        lineage.lose(name, lost, Q)
     written = layout.read(layer).to(solver)
     return LayerOutcome(
         layer=layer,
         leakage=leakage(Q, before, written, keys[:n]),
         relative_change=relative_change(before, written),
         rank=Q.shape[1],
-        condition=base.condition(),
+        form=form,
         distance=float(distance.norm(dim=1).mean()),
     )
+
+
+def _additive(
+    W: Tensor,
+    C: Tensor | None,
+    keys: Tensor,
+    R: Tensor,
+    Q: Tensor,
+    n: int,
+    hparams: ZeroUnlearnGDHyperParams,
+    where: str,
+) -> tuple[LowRankUpdate, str]:
+    """ZeroUnlearn-GD's update of one layer; a retain set's keys join C with weight `retain_KKT_lam`."""
+    if C is None:
+        raise ConfigError("mom2_adjustment=False: ZeroUnlearn-GD keeps what C uses, and cannot do without it")
+    C = C.to(W.device).double()
+    if len(keys) > n:
+        C = C.addmm(keys[n:].mT.double(), keys[n:].double(), alpha=hparams.retain_KKT_lam)
+    space = free_space(C, hparams.nullspace_threshold, hparams.nullspace_rule, where=where)
+    if not space.directions:
+        log.warning(
+            "%s: no eigenvalue of C is at most nullspace_threshold=%g (%s): the soft form is used instead",
+            where, hparams.nullspace_threshold, hparams.nullspace_rule,
+        )  # fmt: skip
+    weights = {
+        "sensitive_weight": hparams.sensitive_weight,
+        "target_weight": hparams.target_weight,
+        "norm_weight": hparams.norm_weight,
+    }
+    if hparams.solver == "exact":
+        update = solve_exact(W, space, keys[:n], R, Q, **weights)
+    else:
+        with torch.enable_grad():
+            update = solve_adam(W, space, keys[:n], R, Q, **weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
+    return update, f"null space of {space.directions} directions" if space.directions else "soft null space"
 
 
 def _vectors(
