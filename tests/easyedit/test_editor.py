@@ -225,6 +225,26 @@ def test_a_neutral_text_is_what_the_model_is_moved_to(hp, smollm2) -> None:
     assert rise[0] > rise[1] + 1.0
 
 
+def test_an_evaluation_that_is_interrupted_leaves_the_model_as_it_was(hp, smollm2, monkeypatch) -> None:
+    model, _ = smollm2
+    before = weights(model)
+    editor = ZeroUnlearnEditor(dataclasses.replace(hp, v_num_grad_steps=2))
+    phases: list[str] = []
+
+    def measure(facts, held_out, tokens, phase):
+        phases.append(phase)
+        if phase == "after":
+            assert changed(model, before) == set(hp.layers)
+            raise KeyboardInterrupt
+        return [], None
+
+    monkeypatch.setattr(editor, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        editor.unlearn(FACTS[:1], held_out=[])
+    assert phases == ["before", "after"]
+    assert not changed(model, before)
+
+
 def test_names_that_easyedit_cannot_dispatch(hp) -> None:
 
     with pytest.raises(ConfigError, match=r"model_name='models/smollm2'.*llama.*pair"):

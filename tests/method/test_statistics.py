@@ -86,6 +86,20 @@ def test_easyedit_reads_ours_and_we_read_easyedits(small_tokenizer, model, hp, t
     assert_close(second_moments(find_layout(model, run), small_tokenizer, run, never)[1], X.mT @ X / 300)
 
 
+def test_each_edition_finds_ours_under_its_own_name(small_tokenizer, model, hp, tmp_path: Path) -> None:
+    """The checkout names a model's folder by the last part of its path, the wheel by all of it."""
+    from zerounlearn.easyedit.compat import framework
+
+    model.config._name_or_path = "models/tiny"
+    moments = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
+    runningstats = __import__(f"{framework().module.__name__}.util.runningstats", fromlist=["x"])
+    for folder in ("tiny", "models_tiny"):
+        file = tmp_path / folder / "tiny_stats/model.layers.2.mlp.down_proj_float64_mom2_150.npz"
+        stat = runningstats.CombinedStat(mom2=runningstats.SecondMoment())
+        assert list(runningstats.tally(stat, None, cache=str(file), sample_size=150, quiet=True)) == []
+        assert_close(stat.mom2.moment(), moments[2])
+
+
 def test_a_second_run_reads_the_cache(small_tokenizer, model, hp) -> None:
     first = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     never = Corpus("tiny", lambda: pytest.fail("computed again"))

@@ -24,6 +24,7 @@ from zerounlearn.method.report import FactReport, Measured, Phase, Report, envir
 from zerounlearn.method.request import Request
 from zerounlearn.method.statistics import fingerprint
 from zerounlearn.method.unlearn import layout_of, unlearn
+from zerounlearn.model.hooks import restored
 from zerounlearn.model.layout import input_device
 
 log = logging.getLogger(__name__)
@@ -102,18 +103,19 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         seconds = {"evaluation": -time.perf_counter()}
         before, ppl_before = self._measure(facts, held_out, held_out_tokens, "before")
         seconds["evaluation"] += time.perf_counter()
-        outcome = unlearn(
-            self.model,
-            self.tok,
-            [fact.request for fact in facts],
-            self.hparams,
-            open_corpus(self.hparams.mom2_dataset) if self.hparams.mom2_adjustment else None,
-            retain=retain,
-        )
-        seconds |= outcome.seconds
-        start = time.perf_counter()
-        after, ppl_after = self._measure(facts, held_out, held_out_tokens, "after")
-        seconds["evaluation"] += time.perf_counter() - start
+        with restored([layout.parameter(layer) for layer in self.hparams.layers]):  # if the evaluation fails
+            outcome = unlearn(
+                self.model,
+                self.tok,
+                [fact.request for fact in facts],
+                self.hparams,
+                open_corpus(self.hparams.mom2_dataset) if self.hparams.mom2_adjustment else None,
+                retain=retain,
+            )
+            seconds |= outcome.seconds
+            start = time.perf_counter()
+            after, ppl_after = self._measure(facts, held_out, held_out_tokens, "after")
+            seconds["evaluation"] += time.perf_counter() - start
         report = Report(
             facts=[FactReport.of(fact, b, a) for fact, b, a in zip(facts, before, after, strict=True)],
             before=Phase.of(before, ppl_before),

@@ -69,8 +69,9 @@ def fingerprint(layout: Layout, layer: int) -> str:
     The layer's own down projection is left out, since keys do not depend on it.
     """
     above = {id(p) for block in layout.blocks[layer + 1 :] for p in block.parameters()}
-    above |= {id(p) for p in layout.norm.parameters()}
-    above |= {id(p) for p in layout.blocks[layer].parameters() if p is layout.parameter(layer)}
+    above |= {id(p) for p in layout.norm.parameters()} | {id(p) for p in layout.head.parameters()}
+    above -= {id(p) for p in layout.model.get_input_embeddings().parameters()}  # which may be the head's, too
+    above.add(id(layout.parameter(layer)))
     seen = hashlib.blake2b(digest_size=16)
     picked: list[Tensor] = []
     for name, parameter in layout.model.named_parameters():
@@ -145,6 +146,8 @@ def second_moments(
     if targets:
         for layer, moment in _collect(layout, tokenizer, hparams, corpus, keys, targets).items():
             found[layer] = moment.mean()
+            for folder in folders[1:]:
+                _link(targets[layer], folder)
     for layer, C in found.items():
         if not torch.isfinite(C).all():
             raise IllPosedError(
@@ -154,7 +157,7 @@ def second_moments(
 
 
 def _folders(layout: Layout, hparams: ZeroUnlearnHyperParams, corpus: Corpus) -> list[Path]:
-    """Where the two editions of EasyEdit keep a model's statistics; new ones go to the first."""
+    """Where the two editions of EasyEdit keep a model's statistics: the checkout's folder, then the wheel's."""
     name = str(getattr(layout.model.config, "_name_or_path", "") or "model")
     checkout, wheel = name.rstrip("/").rsplit("/")[-1], name.replace("/", "_")
     return [Path(hparams.stats_dir) / n / f"{corpus.name}_stats" for n in dict.fromkeys((checkout, wheel))]
@@ -291,6 +294,16 @@ def _save_partial(path: Path, moments: Mapping[int, SecondMoment], done: int) ->
     for layer, moment in moments.items():
         arrays |= {f"{layer}.count": moment.count, f"{layer}.total": moment.total.cpu().numpy()}
     _write(path, arrays)
+
+
+def _link(path: Path, folder: Path) -> None:
+    """Let the other edition find a file, at no cost in space; where links cannot be had it will not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).unlink(missing_ok=True)
+        (folder / path.name).hardlink_to(path)
+    except OSError as error:
+        log.info("%s is not linked into %s: %s", path.name, folder, error)
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
