@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from zerounlearn.core.nullspace import FreeSpace, free_space, solve_adam, solve_exact
+from zerounlearn.core.nullspace import FreeSpace, Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import IllPosedError
 
-WEIGHTS = {"sensitive_weight": 1.0, "target_weight": 100.0, "norm_weight": 0.1}
+WEIGHTS = Weights(sensitive=1.0, target=100.0, norm=0.1)
 
 
 def draw(seed: int, n: int = 5, d: int = 12, m: int = 24, kept: int = 10) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def hat_of(space: FreeSpace, change: Tensor) -> Tensor:
 
 
 def exact(p: dict[str, Tensor], space: FreeSpace) -> Tensor:
-    return solve_exact(p["W"], space, p["K"], p["R"], p["Q"], **WEIGHTS).apply(p["W"]) - p["W"]
+    return solve_exact(p["W"], space, p["K"], p["R"], p["Q"], WEIGHTS).apply(p["W"]) - p["W"]
 
 
 spaces = st.sampled_from(["hard", "soft"])
@@ -84,7 +84,7 @@ def test_adam_is_never_better_and_comes_close(form: str, steps: int, lr: float, 
     p = draw(3)
     space = space_of(p, form)
     best = objective(p, space, hat_of(space, exact(p, space)))
-    update = solve_adam(p["W"], space, p["K"], p["R"], p["Q"], **WEIGHTS, steps=steps, lr=lr)
+    update = solve_adam(p["W"], space, p["K"], p["R"], p["Q"], WEIGHTS, steps=steps, lr=lr)
     reached = objective(p, space, update.left)
     start = objective(p, space, torch.zeros_like(p["W"]))
     assert best <= reached < start

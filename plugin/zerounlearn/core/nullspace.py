@@ -29,6 +29,15 @@ Rule = Literal["absolute", "relative", "energy"]
 
 
 @dataclass(frozen=True)
+class Weights:
+    """a₁ of the output along Q, a₂ of the mapping to the target, b > 0 of ‖Δ‖²; defaults as published."""
+
+    sensitive: float = 1.0
+    target: float = 100.0
+    norm: float = 0.1
+
+
+@dataclass(frozen=True)
 class FreeSpace:
     """Where Δ may lie: Δ = Δ̂ root, with root (m, m) symmetric and S = root².
 
@@ -88,10 +97,7 @@ def solve_exact(
     K: Float[Tensor, "n m"],
     R: Float[Tensor, "n d"],
     Q: Float[Tensor, "d r"],
-    *,
-    sensitive_weight: float,
-    target_weight: float,
-    norm_weight: float,
+    weights: Weights,
 ) -> LowRankUpdate:
     """The minimiser, of rank at most n.
 
@@ -104,18 +110,16 @@ def solve_exact(
         K: forget keys.
         R: residuals; the target is T = K Wᵀ + R.
         Q: basis of the sensitive outputs.
-        sensitive_weight: a₁ (published: 1).
-        target_weight: a₂ (published: 100).
-        norm_weight: b > 0 (published: 0.1).
+        weights: a₁, a₂ and b.
     """
     A, K, R, Q = (x.to(space.root) for x in (W, K, R, Q))
     F = space.features(K)
     gram = F @ F.mT
     M = K @ A.mT
-    along = sensitive_weight + target_weight
-    wanted = ((target_weight / along) * (M + R) - M) @ Q  # (n, r)
-    left = _dual(gram, norm_weight / along, wanted) @ Q.mT
-    left = left + _dual(gram, norm_weight / target_weight, R - (R @ Q) @ Q.mT)
+    along = weights.sensitive + weights.target
+    wanted = ((weights.target / along) * (M + R) - M) @ Q  # (n, r)
+    left = _dual(gram, weights.norm / along, wanted) @ Q.mT
+    left = left + _dual(gram, weights.norm / weights.target, R - (R @ Q) @ Q.mT)
     return LowRankUpdate(1.0, left.mT, F @ space.root)
 
 
@@ -132,10 +136,8 @@ def solve_adam(
     K: Float[Tensor, "n m"],
     R: Float[Tensor, "n d"],
     Q: Float[Tensor, "d r"],
+    weights: Weights,
     *,
-    sensitive_weight: float,
-    target_weight: float,
-    norm_weight: float,
     steps: int = 500,
     lr: float = 1e-3,
 ) -> LowRankUpdate:
@@ -151,8 +153,8 @@ def solve_adam(
         optimiser.zero_grad()
         written = M + F @ change.mT
         penalty = (change @ space.root if space.directions else change).square().sum()
-        loss = sensitive_weight * (written @ Q).square().sum()
-        loss = loss + target_weight * (written - M - R).square().sum() + norm_weight * penalty
+        loss = weights.sensitive * (written @ Q).square().sum()
+        loss = loss + weights.target * (written - M - R).square().sum() + weights.norm * penalty
         loss.backward()
         optimiser.step()
     return LowRankUpdate(1.0, change.detach(), space.root)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.core.nullspace import free_space, solve_adam, solve_exact
+from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.solve import LowRankUpdate, factor_base, leakage, relative_change, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import ConfigError, IllPosedError
@@ -245,16 +245,12 @@ def _additive(
             "%s: no eigenvalue of C is at most nullspace_threshold=%g (%s): the soft form is used instead",
             where, hparams.nullspace_threshold, hparams.nullspace_rule,
         )  # fmt: skip
-    weights = {
-        "sensitive_weight": hparams.sensitive_weight,
-        "target_weight": hparams.target_weight,
-        "norm_weight": hparams.norm_weight,
-    }
+    weights = Weights(hparams.sensitive_weight, hparams.target_weight, hparams.norm_weight)
     if hparams.solver == "exact":
-        update = solve_exact(W, space, keys[:n], R, Q, **weights)
+        update = solve_exact(W, space, keys[:n], R, Q, weights)
     else:
         with torch.enable_grad():
-            update = solve_adam(W, space, keys[:n], R, Q, **weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
+            update = solve_adam(W, space, keys[:n], R, Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
     return update, f"null space of {space.directions} directions" if space.directions else "soft null space"
 
 
