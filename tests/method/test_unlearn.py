@@ -272,6 +272,13 @@ def test_quantised_weights_are_refused(small_tokenizer, hp) -> None:
         find_layout(model, hp)
 
 
+def test_offloaded_weights_are_refused(small_tokenizer, hp) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    model.model.layers[1].mlp.down_proj.to("meta")
+    with pytest.raises(LayoutError, match=r"model.layers.1.mlp.down_proj.weight is offloaded"):
+        unlearn(model, small_tokenizer, FACTS, hp, CORPUS)
+
+
 def test_singular_statistics_name_layer_and_remedy(small_tokenizer, hp) -> None:
     model = tiny("llama", len(small_tokenizer))
     model.model.layers[2].mlp.down_proj.weight.data[5] = 0.0

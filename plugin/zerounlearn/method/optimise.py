@@ -72,7 +72,7 @@ class _Group:
 
     def __init__(
         self, tape: Tape, rows: Sequence[_Row], sequences: Sequence[int], problems: Sequence[Problem],
-        last: int, *, whole: bool,
+        last: int, contexts: int, *, whole: bool,
     ) -> None:  # fmt: skip
         device = next(iter(tape.outputs.values())).device
         order = sorted(range(len(rows)), key=lambda i: problems[rows[i].problem].layer)
@@ -93,7 +93,10 @@ class _Group:
         shift = start - self.suffix.offset
         self.read_at = torch.tensor([t[1] for t in targets], device=device) - shift[self.read_row]
         self.read_token = torch.tensor([t[2] for t in targets], device=device)
-        self.reference: Tensor | None = None
+        # A problem's loss is the mean over its contexts of the mean over each one's targets.
+        self.divisor = torch.tensor([max(len(row.targets), 1) * contexts for row in self.rows], device=device)[
+            self.read_row
+        ]
 
     def hidden(self, delta: Tensor | None) -> Tensor:
         """Hidden states (rows, positions, d) after block `last`, with δ (problems, d) added where it belongs."""
@@ -198,6 +201,7 @@ def _optimise_chunk(
         attention=True,
     )  # fmt: skip
     per_problem = len(rows) // len(problems)
+    contexts = per_problem - 1
     bare = [rows[i * per_problem] for i in range(len(problems))]
     origin = torch.stack([
         (tape.outputs if p.at == "block" else tape.written)[p.layer][unique[row.ids], row.position].to(layout.device)
@@ -215,7 +219,7 @@ def _optimise_chunk(
                     last = max(hparams.v_loss_layer, problems[row.problem].layer)
                 found.setdefault((last, len(row.ids) - row.position, bool(row.targets)), []).append(row)
         return [
-            _Group(tape, members, [unique[r.ids] for r in members], problems, last, whole=whole)
+            _Group(tape, members, [unique[r.ids] for r in members], problems, last, contexts, whole=whole)
             for (last, _, _), members in sorted(found.items())
         ]
 
@@ -228,7 +232,6 @@ def _optimise_chunk(
         )
     groups = group_up(active, whole=whole)
     reference: dict[int, Tensor] = {}
-    contexts = per_problem - 1
     delta = torch.zeros_like(origin, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=hparams.v_lr)
     bound = hparams.clamp_norm_factor * origin.norm(dim=1)
@@ -244,8 +247,7 @@ def _optimise_chunk(
                 logits = layout.logits(group.read(group.hidden(delta))).to(work)
                 owner = group.problem[group.read_row]
                 if group.rows[0].targets:
-                    share = torch.tensor([len(row.targets) * contexts for row in group.rows], device=owner.device)
-                    each = F.cross_entropy(logits, group.read_token, reduction="none") / share[group.read_row]
+                    each = F.cross_entropy(logits, group.read_token, reduction="none") / group.divisor
                     loss = torch.zeros_like(nll).index_add(0, owner, each)
                     nll += loss.detach()
                 else:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.solve import LowRankUpdate, factor_base, leakage, relative_change, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
-from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
 from zerounlearn.method.contexts import sample_prefixes
 from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
@@ -89,11 +89,13 @@ def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout
     """The model's layout, with finite weights in the layers to be edited.
 
     Raises:
-        LayoutError: see `Layout.of`.
+        LayoutError: see `Layout.of`; or a weight to be edited is offloaded.
         IllPosedError: a weight to be edited contains NaN or Inf.
     """
     layout = find_layout(model, hparams)
     for layer in hparams.layers:
+        if layout.parameter(layer).is_meta:
+            raise LayoutError(f"{layout.weight_names[layer]} is offloaded: load the model whole, without offloading")
         if not torch.isfinite(layout.parameter(layer)).all():
             raise IllPosedError(f"{layout.weight_names[layer]} contains NaN or Inf: reload the checkpoint")
     return layout

@@ -39,8 +39,7 @@ class Layout:
         """Look every module up, before anything is hooked or changed.
 
         Raises:
-            LayoutError: a template matches nothing, a layer is out of range, or a weight to be edited is
-                quantised or kept off the device.
+            LayoutError: a template matches nothing, a layer is out of range, or a weight to be edited is quantised.
         """
         depth = 0
         while _find(model, layer_module_tmp.format(depth)) is not None:
@@ -62,16 +61,16 @@ class Layout:
         for field, module in found.items():
             if module is None:
                 raise LayoutError(f"{field}: no module {named[field]!r} in {type(model).__name__}")
-        projections = {i: _required(model, rewrite_module_tmp.format(i)) for i in layers}
+        projections = {i: model.get_submodule(rewrite_module_tmp.format(i)) for i in layers}
         for i, module in projections.items():
             _check_editable(module, rewrite_module_tmp.format(i))
         return cls(
             model=model,
-            blocks=tuple(_required(model, layer_module_tmp.format(i)) for i in range(depth)),
+            blocks=tuple(model.get_submodule(layer_module_tmp.format(i)) for i in range(depth)),
             projections=projections,
             weight_names={i: f"{rewrite_module_tmp.format(i)}.weight" for i in layers},
-            norm=_required(model, ln_f_module),
-            head=_required(model, lm_head_module),
+            norm=model.get_submodule(ln_f_module),
+            head=model.get_submodule(lm_head_module),
         )
 
     @property
@@ -114,10 +113,6 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
         return model.get_submodule(name)
     except AttributeError:
         return None
-
-
-def _required(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name)
 
 
 def _repeated(model: nn.Module) -> list[str]:
