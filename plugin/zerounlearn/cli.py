@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -100,19 +101,47 @@ def unlearn(
 @_OVERRIDES
 @_errors_as_messages
 def stats(hparams_file: Path, overrides: tuple[str, ...]) -> None:
-    """Take the second moments of ordinary text for all layers of a run, ahead of it."""
+    """Take the second moments of ordinary text for all layers of a run, ahead of it.
+
+    Under `accelerate launch -m zerounlearn stats` or `torchrun -m zerounlearn stats`, each process takes a part.
+    """
     hparams = _hparams(hparams_file, overrides, None)
     from zerounlearn.assets.corpora import check_corpus, open_corpus
     from zerounlearn.easyedit.editor import ZeroUnlearnEditor
+    from zerounlearn.method.processes import Processes
     from zerounlearn.method.statistics import second_moments
     from zerounlearn.method.unlearn import layout_of
 
     check_corpus(hparams.mom2_dataset)
     _check_without_weights(hparams)
-    editor = ZeroUnlearnEditor(hparams)
-    layout = layout_of(editor.model, hparams)
-    for layer, C in second_moments(layout, editor.tok, hparams, open_corpus(hparams.mom2_dataset)).items():
-        click.echo(f"layer {layer}: {tuple(C.shape)}, trace {float(C.diagonal().double().sum()):.4g}")
+    with _terminated_as_interrupted(), Processes.launched(str(hparams.device)) as processes:
+        if processes.count > 1 and processes.device.type != "cpu":
+            hparams.device = str(processes.device)
+        editor = ZeroUnlearnEditor(hparams)
+        layout = layout_of(editor.model, hparams)
+        corpus = open_corpus(hparams.mom2_dataset)
+        moments = second_moments(layout, editor.tok, hparams, corpus, processes=processes)
+        if processes.main:
+            for layer in moments:
+                click.echo(_described(layer, moments[layer]))
+
+
+def _described(layer: int, C: torch.Tensor) -> str:
+    return f"layer {layer}: {tuple(C.shape)}, trace {float(C.diagonal().double().sum()):.4g}"
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, by which launchers and batch systems stop a process, unwind it: what was done is kept."""
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @main.group()

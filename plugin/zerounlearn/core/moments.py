@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Rows of a total that are looked at together: bounds the temporary of a check to m * 1024.
+_BLOCK = 1024
+
 
 @dataclass
 class SecondMoment:
@@ -21,9 +24,9 @@ class SecondMoment:
     total: Float[Tensor, "m m"]
 
     @classmethod
-    def zeros(cls, size: int, dtype: torch.dtype = torch.float64) -> SecondMoment:
-        """The moment of no rows, on the CPU."""
-        return cls(0, torch.zeros(size, size, dtype=dtype))
+    def zeros(cls, size: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> SecondMoment:
+        """The moment of no rows."""
+        return cls(0, torch.zeros(size, size, dtype=dtype, device=device))
 
     def add(self, rows: Float[Tensor, "n m"], *, precision: torch.dtype = torch.float32) -> SecondMoment:
         """Add rows in place and return self.
@@ -32,13 +35,29 @@ class SecondMoment:
         `total`, so that float32 products of a batch never meet a float32 running sum.
         """
         X = rows.to(precision)
-        self.total += (X.mT @ X).to(device=self.total.device, dtype=self.total.dtype)
+        self.total += (X.mT @ X).to(self.total.device)
         self.count += rows.shape[0]
+        return self
+
+    def __iadd__(self, other: SecondMoment) -> SecondMoment:
+        """Take in the rows of another, in place: no third matrix of their size is made."""
+        self.total += other.total
+        self.count += other.count
         return self
 
     def __add__(self, other: SecondMoment) -> SecondMoment:
         """The moment of the rows of both."""
         return SecondMoment(self.count + other.count, self.total + other.total)
+
+    def clear(self) -> SecondMoment:
+        """Forget all rows, in place, and return self."""
+        self.total.zero_()
+        self.count = 0
+        return self
+
+    def is_finite(self) -> bool:
+        """Whether no entry is NaN or Inf, looked at in blocks: nothing of the total's size is made."""
+        return all(bool(torch.isfinite(block).all()) for block in self.total.split(_BLOCK))
 
     def mean(self) -> Float[Tensor, "m m"]:
         """C = E[k kᵀ], in the dtype of `total`."""

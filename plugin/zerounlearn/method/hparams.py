@@ -76,7 +76,9 @@ class ZeroUnlearnHyperParams:
     mom2_n_samples: int = _p(100_000, "Texts to take the second moment over.")
     mom2_dtype: Precision = _p("float32", "Precision of products and of the stored statistic.")
     stats_dir: str = _p("./data/stats", "Where statistics are cached, in EasyEdit's own layout.")
-    stats_batch_tokens: int = _p(4096, "Tokens per forward pass over the corpus.")
+    stats_batch_tokens: int | None = _p(
+        None, "Tokens per forward pass over the corpus; by default, what memory allows."
+    )
     stats_max_length: int = _p(512, "Longer texts are cut to this many tokens.")
 
     nullspace_threshold: float = _p(2e-2, "Published, and read by nothing there either: no other value is accepted.")
@@ -172,7 +174,7 @@ class ZeroUnlearnHyperParams:
             "z_batch_size", "max_length", "batch_size",
         )  # fmt: skip
         for name in counts:
-            if not getattr(self, name) >= 1:
+            if getattr(self, name) is not None and not getattr(self, name) >= 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected a whole number >= 1")
         for one, other in (
             ("wiki_KKT_lam", "wiki_VKT_lam"),

@@ -19,6 +19,7 @@ import zerounlearn
 from zerounlearn.files import write_text
 from zerounlearn.method.forget_set import Fact
 from zerounlearn.method.unlearn import LayerOutcome
+from zerounlearn.model.layout import input_device
 
 Hit = tuple[bool, float]
 """Whether the answer is said (all its tokens arg-max under teacher forcing), and its probability."""
@@ -122,13 +123,12 @@ class Report:
 def environment(model: PreTrainedModel) -> dict[str, str]:
     """Versions, device and dtype."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-    weight = model.get_input_embeddings().weight
     return {
         "zerounlearn": zerounlearn.__version__,
         "python": platform.python_version(),
         **versions,
-        "device": str(weight.device),
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(input_device(model)),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
     }
 

@@ -1,23 +1,17 @@
-"""C = E[k kᵀ] of every edited layer, from one pass over ordinary text, cached in EasyEdit's own layout.
+"""C = E[k kᵀ] of every edited layer, from one pass over ordinary text that several processes may share.
 
-The file is `{stats_dir}/{model}/{corpus}_stats/{module}_{dtype}_mom2_{samples}.npz`, with the arrays that
-EasyEdit's `layer_stats` writes and reads, so MEMIT, ROME, AlphaEdit and this package share it. Ours carry
-one array more, a description of everything the statistic depends on. A file of ours whose description
-does not match is left alone, and the statistic goes to a name of its own beside it.
+Where it is cached, and how little of it is held in memory: see `moment_files`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,19 +21,25 @@ from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.errors import IllPosedError, StatisticsError
-from zerounlearn.files import whole_file
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
+from zerounlearn.method.moment_files import Key, MomentFile, StoredMoments, Unfinished
+from zerounlearn.method.processes import Processes
 from zerounlearn.model.hooks import forward_until, frozen, inputs_of
 from zerounlearn.model.layout import Layout
+from zerounlearn.model.memory import free_memory
 from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
 
 log = logging.getLogger(__name__)
 
-_OURS = "zerounlearn"
 # Texts that are tokenised, sorted by length and run before progress is counted (and can be resumed from).
 _CHUNK = 64
-_SAVE_EVERY = 60.0
+# Chunks between two meetings of the processes: in that time a failure stops all, and uneven chunks even out.
+_ROUND = 4
+# Tokens per forward pass that saturate a CPU, or another device; larger batches only add padding.
+_CPU_TOKENS, _DEVICE_TOKENS = 4096, 16384
+# The share of free memory that activations may take; others allocate too.
+_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,46 +50,49 @@ class Corpus:
     texts: Callable[[], Sequence[str]]
 
 
-@dataclass(frozen=True)
-class _Key:
-    """Everything that a cached statistic depends on."""
-
-    module: str
-    corpus: str
-    samples: int
-    max_length: int
-    dtype: str
-    weights: str
-    version: int = 1
-
-
 def fingerprint(layout: Layout, layer: int) -> str:
-    """A digest of all that keys at `layer` depend on: shapes, dtypes and 256 spread elements of each weight below.
+    """A digest of all that keys at `layer` depend on; see `fingerprints`."""
+    return fingerprints(layout, [layer])[layer]
 
-    The layer's own down projection is left out, since keys do not depend on it.
+
+def fingerprints(layout: Layout, layers: Sequence[int]) -> dict[int, str]:
+    """For each layer a digest of all that its keys depend on, in one sweep over the weights.
+
+    It covers shapes, dtypes and 256 spread elements of each weight below. The layer's own down projection is left
+    out, since keys do not depend on it.
     """
-    above = {id(p) for block in layout.blocks[layer + 1 :] for p in block.parameters()}
-    above |= {id(p) for p in layout.norm.parameters()} | {id(p) for p in layout.head.parameters()}
-    above -= {id(p) for p in layout.model.get_input_embeddings().parameters()}  # which may be the head's, too
-    above.add(id(layout.parameter(layer)))
-    seen = hashlib.blake2b(digest_size=16)
-    picked: list[Tensor] = []
-    for name, parameter in layout.model.named_parameters():
-        if id(parameter) in above:
+    model = layout.model
+    inputs = {id(p) for p in model.get_input_embeddings().parameters()}
+    heads = [layout.norm, layout.head, *filter(None, [model.get_output_embeddings()])]
+    top = {id(p) for module in heads for p in module.parameters()} - inputs  # the head may be tied to the embedding
+    above = {i: top | {id(p) for block in layout.blocks[i + 1 :] for p in block.parameters()} for i in layers}
+    for layer in layers:
+        above[layer].add(id(layout.parameter(layer)))
+    seen = {layer: hashlib.blake2b(digest_size=16) for layer in layers}
+    picked: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for name, parameter in model.named_parameters():
+        below = [layer for layer in layers if id(parameter) not in above[layer]]
+        if not below:
             continue
-        seen.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
-        flat = parameter.detach().reshape(-1)
+        flat = layout.tensor(name).reshape(-1)
         count = min(256, flat.numel())
         spread = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(count - 1, 1)
-        picked.append(flat[spread].float().cpu())
-    seen.update(torch.cat(picked).numpy().tobytes())
-    found = seen.hexdigest()
-    return Lineage.of(layout.model).origins.get(found, found)
+        sample = flat[spread].float().cpu()
+        for layer in below:
+            seen[layer].update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
+            picked[layer].append(sample)
+    origins = Lineage.of(model).origins
+    result = {}
+    for layer in layers:
+        seen[layer].update(torch.cat(picked[layer]).numpy().tobytes())
+        found = seen[layer].hexdigest()
+        result[layer] = origins.get(found, found)
+    return result
 
 
 def digest(C: Tensor) -> str:
     """A digest of a statistic's bytes: which text it was taken over, for a report."""
-    return hashlib.blake2b(C.contiguous().cpu().numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(C.cpu().numpy()).data, digest_size=16).hexdigest()
 
 
 @contextmanager
@@ -98,9 +101,42 @@ def lineage_kept(layout: Layout, layers: Sequence[int]) -> Iterator[None]:
 
     C is taken on the unedited model, once: a later edit of the same model must find it again.
     """
-    before = {layer: fingerprint(layout, layer) for layer in layers}
+    before = fingerprints(layout, layers)
     yield
-    Lineage.of(layout.model).origins |= {fingerprint(layout, layer): before[layer] for layer in layers}
+    after = fingerprints(layout, layers)
+    Lineage.of(layout.model).origins |= {after[layer]: before[layer] for layer in layers}
+
+
+def auto_batch_tokens(
+    layout: Layout, layers: Sequence[int], longest: int, *, processes: Processes | None = None
+) -> int:
+    """Tokens per forward pass over the corpus for which, by a high estimate, half of the free memory will do.
+
+    A token is taken to need, in the weights' precision, eight hidden states (d: the residual, its norm, queries,
+    keys, values, attention's and the MLP's output) and three MLP states (m) of the one block that runs; for each of
+    `layers` its key (m), for one of them twice more, in float64; and a row of the attention mask, for eager
+    attention two of scores a head, `longest` entries each. Measured use was 50 to 63 % of that. A device is not given
+    more tokens than saturate it.
+
+    Args:
+        layout: the model, on the device where it runs.
+        layers: the layers whose keys are collected; blocks above the last of them do not run.
+        longest: tokens of the longest text.
+        processes: those that share a CPU's memory with this one.
+    """
+    config = layout.model.config
+    weight = layout.parameter(layers[-1])
+    m = layout.inputs(layers[-1])
+    d, size = weight.numel() // m, weight.element_size()
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    rows = 1 + (2 * getattr(config, "num_attention_heads", 1) if eager else 0)
+    bytes_each = size * (8 * d + (3 + len(layers)) * m) + (size + 8) * m + 4 * rows * longest
+    device = layout.device_of(layers[-1])
+    sharing = processes.count if processes is not None and device.type == "cpu" else 1
+    room = int(free_memory(device) * _MEMORY_SHARE / sharing / bytes_each)
+    tokens = max(1, min(room, _CPU_TOKENS if device.type == "cpu" else _DEVICE_TOKENS))
+    log.info("%d tokens per forward pass: memory on %s has room for %d", tokens, device, room)
+    return tokens
 
 
 def second_moments(
@@ -108,52 +144,74 @@ def second_moments(
     tokenizer: PreTrainedTokenizerBase,
     hparams: ZeroUnlearnHyperParams,
     corpus: Corpus,
-) -> dict[int, Tensor]:
-    """C (m, m) of every edited layer, in `mom2_dtype` on the CPU; read from the cache or computed in one pass.
+    *,
+    processes: Processes | None = None,
+) -> Mapping[int, Tensor]:
+    """C (m, m) of every edited layer, in `mom2_dtype` on the CPU; cached, or computed in one pass.
+
+    Args:
+        layout: the model.
+        tokenizer: the model's.
+        hparams: the run's hyperparameters.
+        corpus: ordinary text.
+        processes: those that each call this, with the same arguments, to take an equal part of the corpus. They
+            share one file system; the main one writes.
+
+    Returns:
+        A mapping that reads one layer's C from its file whenever it is asked for it, and keeps none.
 
     Raises:
-        StatisticsError: a cached file is unreadable, truncated or of another shape.
+        StatisticsError: a cached file is unreadable, truncated or of another shape; or another process failed.
         IllPosedError: a statistic is not finite.
         OutputError: the cache cannot be written.
     """
+    processes = processes or Processes()
     keys = {
-        layer: _Key(
+        layer: Key(
             module=hparams.rewrite_module_tmp.format(layer),
             corpus=corpus.name,
             samples=hparams.mom2_n_samples,
             max_length=hparams.stats_max_length,
             dtype=hparams.mom2_dtype,
-            weights=fingerprint(layout, layer),
+            weights=weights,
         )
-        for layer in hparams.layers
+        for layer, weights in fingerprints(layout, hparams.layers).items()
     }
     folders = _folders(layout, hparams, corpus)
-    found: dict[int, Tensor] = {}
-    targets: dict[int, Path] = {}
-    for layer, key in keys.items():
-        size = layout.read(layer).shape[1]
-        names = [_name(key), _name(key, unique=True)]
-        paths = [folder / name for name in names for folder in folders]
-        for path in paths:
-            if path.exists():
-                moment = _load(path, key, size)
-                if moment is not None:
-                    found[layer] = moment.mean()
-                    break
-        else:
-            taken = (folders[0] / names[0]).exists()
-            targets[layer] = folders[0] / names[int(taken)]
-    if targets:
-        for layer, moment in _collect(layout, tokenizer, hparams, corpus, keys, targets).items():
-            found[layer] = moment.mean()
-            for folder in folders[1:]:
-                _link(targets[layer], folder)
-    for layer, C in found.items():
-        if not torch.isfinite(C).all():
-            raise IllPosedError(
-                f"layer {layer}: its statistics contain NaN or Inf; delete them and check the checkpoint"
+    with processes.together():
+        plan = _look_up(layout, keys, folders) if processes.main else None
+    files, missing = processes.share(plan)
+    with processes.together():
+        if {layer: file.key for layer, file in files.items()} != keys:
+            raise StatisticsError(
+                f"process {processes.index} has another model than process 0: give all the same checkpoint"
             )
-    return {layer: found[layer] for layer in hparams.layers}
+    if missing:
+        targets = {layer: files[layer] for layer in missing}
+        _collect(layout, tokenizer, hparams, corpus, targets, processes)
+        if processes.main:
+            for file in targets.values():
+                for folder in folders[1:]:
+                    file.link(folder)
+    return StoredMoments(files)
+
+
+def _look_up(
+    layout: Layout, keys: Mapping[int, Key], folders: Sequence[Path]
+) -> tuple[dict[int, MomentFile], list[int]]:
+    """Where each layer's moment is or is to be, and the layers for which it has yet to be taken."""
+    files: dict[int, MomentFile] = {}
+    missing = []
+    for layer, key in keys.items():
+        names = [key.file(), key.file(unique=True)]
+        places = [MomentFile(folder / name, key, layout.inputs(layer)) for name in names for folder in folders]
+        found = next((file for file in places if file.fits()), None)
+        if found is None:
+            missing.append(layer)
+            taken = (folders[0] / names[0]).exists()
+            found = MomentFile(folders[0] / names[int(taken)], key, layout.inputs(layer))
+        files[layer] = found
+    return files, missing
 
 
 def _folders(layout: Layout, hparams: ZeroUnlearnHyperParams, corpus: Corpus) -> list[Path]:
@@ -163,149 +221,106 @@ def _folders(layout: Layout, hparams: ZeroUnlearnHyperParams, corpus: Corpus) ->
     return [Path(hparams.stats_dir) / n / f"{corpus.name}_stats" for n in dict.fromkeys((checkout, wheel))]
 
 
-def _name(key: _Key, *, unique: bool = False) -> str:
-    suffix = hashlib.blake2b(json.dumps(asdict(key), sort_keys=True).encode(), digest_size=4).hexdigest()
-    return f"{key.module}_{key.dtype}_mom2_{key.samples}{f'-{suffix}' if unique else ''}.npz"
-
-
-def _load(path: Path, key: _Key, size: int) -> SecondMoment | None:
-    """A cached moment; None where the file is ours and describes something else."""
-    try:
-        with np.load(path) as arrays:
-            described = json.loads(str(arrays[_OURS])) if _OURS in arrays else None
-            samples = int(arrays["sample_size"]) if "sample_size" in arrays else key.samples
-            count, total = int(arrays["mom2.count"]), torch.from_numpy(arrays["mom2.mom2"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StatisticsError(
-            f"statistics cache {str(path)!r} is unreadable or truncated ({error}): delete it to have it computed again"
-        ) from error
-    if (described is not None and described != asdict(key)) or samples != key.samples:
-        log.info("%s describes another run; it is left alone", path)
-        return None
-    if total.shape != (size, size) or count < 1:
-        raise StatisticsError(
-            f"statistics cache {str(path)!r} holds a {tuple(total.shape)} moment of {count} tokens, the layer takes "
-            f"{size} inputs: it belongs to another model; delete it or set another stats_dir"
-        )
-    return SecondMoment(count, total)
-
-
 def _collect(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     hparams: ZeroUnlearnHyperParams,
     corpus: Corpus,
-    keys: Mapping[int, _Key],
-    targets: Mapping[int, Path],
-) -> dict[int, SecondMoment]:
-    """One pass over the corpus for all missing layers; ends each forward pass after the last of them."""
+    targets: Mapping[int, MomentFile],
+    processes: Processes,
+) -> None:
+    """One pass over the corpus for all missing layers, into their files."""
     layers = list(targets)
-    precision = cast(torch.dtype, getattr(torch, hparams.mom2_dtype))
-    sums = torch.float32 if layout.device.type == "mps" else torch.float64
-    texts = corpus.texts()
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))[: hparams.mom2_n_samples].tolist()
-    if len(chosen) < hparams.mom2_n_samples:
-        log.info(
-            "corpus %s has %d texts, fewer than mom2_n_samples=%d",
-            corpus.name,
-            len(chosen),
-            hparams.mom2_n_samples,
-        )
-    partial = targets[layers[0]].with_name(f".{_pass_name(keys, layers)}.partial.npz")
-    moments, done = _resume(partial, layers)
-    for layer in layers:
-        size = layout.read(layer).shape[1]
-        fresh = SecondMoment(0, torch.zeros(size, size, dtype=sums, device=layout.parameter(layer).device))
-        moments[layer] = moments.get(layer, fresh)
-        moments[layer].total = moments[layer].total.to(device=fresh.total.device, dtype=sums)
-    projections = {layer: layout.projections[layer] for layer in layers}
-    last = layout.blocks[max(layers)]
-    filler, saved = filler_id(tokenizer), time.monotonic()
-    longest = min(hparams.stats_max_length, getattr(layout.model.config, "max_position_embeddings", None) or 10**9)
+    with processes.together():
+        texts = corpus.texts()
+        generator = torch.Generator().manual_seed(1)
+        chosen = torch.randperm(len(texts), generator=generator)[: hparams.mom2_n_samples].tolist()
+        if len(chosen) < hparams.mom2_n_samples:
+            log.info(
+                "corpus %s has %d texts, fewer than mom2_n_samples=%d",
+                corpus.name, len(chosen), hparams.mom2_n_samples,
+            )  # fmt: skip
+        mine = chosen[processes.index :: processes.count]
+        name = Unfinished.name([targets[layer].key for layer in layers], processes.index, processes.count)
+        state = Unfinished(targets[layers[0]].path.with_name(name), {i: _nothing(layout, i) for i in layers})
+        state.resume()
+    left = -(-(len(mine) - state.done) // (_CHUNK * _ROUND))
+    run = _Pass(layout, tokenizer, hparams, layers, processes)
     with (
         torch.no_grad(),
         frozen(layout.model),
-        inputs_of(projections) as seen,
-        tqdm(total=len(chosen), initial=done, desc="statistics", unit="text", disable=None) as bar,
-    ):
-        try:
-            while done < len(chosen):
-                members = chosen[done : done + _CHUNK]
-                encoded = tokenizer([texts[i] for i in members], truncation=True, max_length=longest)["input_ids"]
-                rows = [row for row in encoded if row]
-                part = {layer: SecondMoment(0, torch.zeros_like(moments[layer].total)) for layer in layers}
-                for batch in length_sorted_batches([len(row) for row in rows], hparams.stats_batch_tokens):
-                    ids, mask = pad([rows[i] for i in batch], filler, layout.device)
-                    forward_until(layout.model, last, input_ids=ids, attention_mask=mask, use_cache=False)
-                    for layer in layers:
-                        part[layer].add(seen[layer][mask.to(seen[layer].device).bool()], precision=precision)
-                for layer in layers:
-                    moments[layer] = moments[layer] + part[layer]
-                done += len(members)
-                bar.update(len(members))
-                if time.monotonic() - saved > _SAVE_EVERY:
-                    _save_partial(partial, moments, done)
-                    saved = time.monotonic()
-        except BaseException:
-            if done:
-                _save_partial(partial, moments, done)
-            raise
-    result = {}
-    for layer, path in targets.items():
-        moment = SecondMoment(moments[layer].count, moments[layer].total.to("cpu", precision))
-        if moment.count == 0:
-            raise StatisticsError(f"corpus {corpus.name!r} gave no tokens: there is no statistic to take")
-        _write(path, {
-            "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
-            "mom2.count": moment.count,
-            "mom2.mom2": moment.total.numpy(),
-            "sample_size": hparams.mom2_n_samples,
-            _OURS: json.dumps(asdict(keys[layer])),
-        })  # fmt: skip
-        result[layer] = moment
-    partial.unlink(missing_ok=True)
-    return result
+        inputs_of(run.projections) as seen,
+        state.kept(),
+        tqdm(
+            total=len(mine), initial=state.done, unit="text", disable=None if processes.main else True,
+            desc="statistics" if processes.count == 1 else f"statistics, 1 of {processes.count} processes",
+        ) as bar,
+    ):  # fmt: skip
+        for _ in range(max(processes.gather(left))):
+            with processes.together(), state.kept():
+                for start in range(state.done, min(state.done + _CHUNK * _ROUND, len(mine)), _CHUNK):
+                    members = [texts[i] for i in mine[start : start + _CHUNK]]
+                    state.add(run.moments(members, seen), len(members))
+                    bar.update(len(members))
+    del run, seen
+    _finish(state, corpus, hparams, targets, processes)
 
 
-def _pass_name(keys: Mapping[int, _Key], layers: Sequence[int]) -> str:
-    text = json.dumps([asdict(keys[layer]) for layer in layers], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _finish(
+    state: Unfinished,
+    corpus: Corpus,
+    hparams: ZeroUnlearnHyperParams,
+    targets: Mapping[int, MomentFile],
+    processes: Processes,
+) -> None:
+    """Add the processes' sums up and write them, a layer at a time; uses them up."""
+    precision = cast(torch.dtype, getattr(torch, hparams.mom2_dtype))
+    for layer, file in targets.items():
+        moment = processes.add_up(state.moments.pop(layer))
+        with processes.together():
+            if moment.count == 0:
+                raise StatisticsError(f"corpus {corpus.name!r} gave no tokens: there is no statistic to take")
+            if not moment.is_finite():
+                state.discard()
+                raise IllPosedError(f"layer {layer}: its keys contain NaN or Inf; check the checkpoint")
+            if processes.main:
+                file.write(SecondMoment(moment.count, moment.total.to("cpu", precision)))
+    if processes.main:
+        state.discard()
 
 
-def _resume(path: Path, layers: Sequence[int]) -> tuple[dict[int, SecondMoment], int]:
-    try:
-        with np.load(path) as arrays:
-            done = int(arrays["done"])
-            moments = {
-                layer: SecondMoment(int(arrays[f"{layer}.count"]), torch.from_numpy(arrays[f"{layer}.total"]))
-                for layer in layers
-            }
-    except FileNotFoundError:
-        return {}, 0
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is unreadable (%s); starting over", path, error)
-        return {}, 0
-    log.info("resuming statistics after %d texts", done)
-    return moments, done
+def _nothing(layout: Layout, layer: int) -> SecondMoment:
+    device = layout.device_of(layer)
+    sums = torch.float32 if device.type == "mps" else torch.float64
+    return SecondMoment.zeros(layout.inputs(layer), sums, device)
 
 
-def _save_partial(path: Path, moments: Mapping[int, SecondMoment], done: int) -> None:
-    arrays: dict[str, Any] = {"done": done}
-    for layer, moment in moments.items():
-        arrays |= {f"{layer}.count": moment.count, f"{layer}.total": moment.total.cpu().numpy()}
-    _write(path, arrays)
+class _Pass:
+    """Runs texts through the blocks up to the last of `layers`."""
 
+    def __init__(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, hparams: ZeroUnlearnHyperParams,
+        layers: Sequence[int], processes: Processes,
+    ) -> None:  # fmt: skip
+        self.layout, self.tokenizer = layout, tokenizer
+        self.projections = {layer: layout.projections[layer] for layer in layers}
+        self.precision = cast(torch.dtype, getattr(torch, hparams.mom2_dtype))
+        self.filler = filler_id(tokenizer)
+        self.parts = {layer: _nothing(layout, layer) for layer in layers}
+        limit = getattr(layout.model.config, "max_position_embeddings", None) or 10**9
+        self.longest = min(hparams.stats_max_length, limit)
+        self.tokens = hparams.stats_batch_tokens or auto_batch_tokens(layout, layers, self.longest, processes=processes)
 
-def _link(path: Path, folder: Path) -> None:
-    """Let the other edition find a file, at no cost in space; where links cannot be had it will not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / path.name).unlink(missing_ok=True)
-        (folder / path.name).hardlink_to(path)
-    except OSError as error:
-        log.info("%s is not linked into %s: %s", path.name, folder, error)
-
-
-def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    with whole_file(path, "wb", remedy="set another stats_dir or free space") as stream:
-        np.savez(stream, **arrays)
+    def moments(self, texts: Sequence[str], seen: Mapping[int, Tensor]) -> Mapping[int, SecondMoment]:
+        """The texts' moments by layer, valid until the next call; `seen` is what `inputs_of` fills."""
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.longest)["input_ids"]
+        rows = [row for row in encoded if row]
+        last = self.layout.blocks[max(self.parts)]
+        for part in self.parts.values():
+            part.clear()
+        for batch in length_sorted_batches([len(row) for row in rows], self.tokens):
+            ids, mask = pad([rows[i] for i in batch], self.filler, self.layout.device)
+            forward_until(self.layout.model, last, input_ids=ids, attention_mask=mask, use_cache=False)
+            for layer, part in self.parts.items():
+                part.add(seen[layer][mask.to(seen[layer].device).bool()], precision=self.precision)
+        return self.parts

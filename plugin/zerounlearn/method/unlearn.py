@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.solve import LowRankUpdate, factor_base, leakage, relative_change, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
-from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
+from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.contexts import sample_prefixes
 from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.optimise import Problem, Solution, optimise
 from zerounlearn.method.request import Request, check_requests, target_ids
 from zerounlearn.method.statistics import Corpus, digest, lineage_kept, second_moments
-from zerounlearn.model.hooks import frozen, inputs_of, restored
+from zerounlearn.model.hooks import frozen, inputs_of
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Tape, record
 from zerounlearn.model.tokens import continuation, filler_id, length_sorted_batches, locate, pad
@@ -89,14 +89,13 @@ def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout
     """The model's layout, with finite weights in the layers to be edited.
 
     Raises:
-        LayoutError: see `Layout.of`; or a weight to be edited is offloaded.
+        LayoutError: see `Layout.of`; or a weight to be edited is offloaded to where it cannot be written.
         IllPosedError: a weight to be edited contains NaN or Inf.
     """
     layout = find_layout(model, hparams)
+    layout.check_writable()
     for layer in hparams.layers:
-        if layout.parameter(layer).is_meta:
-            raise LayoutError(f"{layout.weight_names[layer]} is offloaded: load the model whole, without offloading")
-        if not torch.isfinite(layout.parameter(layer)).all():
+        if not torch.isfinite(layout.read(layer)).all():
             raise IllPosedError(f"{layout.weight_names[layer]} contains NaN or Inf: reload the checkpoint")
     return layout
 
@@ -135,16 +134,17 @@ def unlearn(
     outcome = Outcome({})
     clock = _Clock(outcome.seconds)
     with (
-        restored([layout.parameter(layer) for layer in hparams.layers]) as originals,
+        layout.restored(hparams.layers) as originals,
         frozen(model),
         lineage_kept(layout, hparams.layers),
     ):
-        outcome.originals = {layout.weight_names[i]: w for i, w in zip(hparams.layers, originals, strict=True)}
+        outcome.originals = originals
         with clock("statistics"):
             moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
             if corpus is not None:
                 outcome.statistics = {"corpus": corpus.name} | {
-                    f"C of layer {i}": digest(C) for i, C in moments.items()
+                    f"C of layer {i}": digest(moments[i])
+                    for i in moments  # items() would hold two at a time
                 }
         with clock("contexts"):
             generator = torch.Generator().manual_seed(hparams.seed)

@@ -1,4 +1,4 @@
-"""Access to a transformer: layout, token positions, hooks, replay of upper layers.
+"""Access to a transformer: layout, offloaded weights, token positions, hooks, replay of upper layers, memory.
 
-Reading order: `layout`, `tokens`, `hooks`, `replay`.
+Reading order: `offload`, `layout`, `tokens`, `hooks`, `replay`, `memory`.
 """

@@ -68,14 +68,15 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no parameter gradients inside; both as before outside."""
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     model.eval()
     try:
-        for parameter, _ in flags:
+        for parameter in model.parameters():
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        # by name: loading an offloaded weight makes a new parameter each time
+        for name, flag in flags.items():
+            model.get_parameter(name).requires_grad_(flag)
         for module, mode in modes:
             module.training = mode

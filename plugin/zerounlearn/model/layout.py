@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.errors import LayoutError
+from zerounlearn.model.offload import Slot, computes_on, slot_of
 
 
 @dataclass(frozen=True)
@@ -78,34 +81,95 @@ class Layout:
         """Where token ids go in."""
         return input_device(self.model)
 
+    def device_of(self, layer: int) -> torch.device:
+        """Where the down projection of an edited layer computes."""
+        return computes_on(self.model, self.weight_names[layer])
+
     def parameter(self, layer: int) -> nn.Parameter:
-        """The stored parameter of an edited layer, in the checkpoint's orientation and dtype."""
+        """An edited layer's parameter, in the checkpoint's orientation and dtype; on meta where it is offloaded."""
         return self.model.get_parameter(self.weight_names[layer])
 
+    def inputs(self, layer: int) -> int:
+        """m, the length of an edited layer's keys."""
+        return self.parameter(layer).shape[0 if isinstance(self.projections[layer], Conv1D) else 1]
+
+    def tensor(self, name: str) -> Tensor:
+        """The value of any parameter of the model, in the checkpoint's orientation; not to be written to.
+
+        Raises:
+            LayoutError: it is on the meta device, and nothing loads it from anywhere.
+        """
+        parameter = self.model.get_parameter(name)
+        return self._slot(name).get().to(parameter.dtype) if parameter.is_meta else parameter.detach()
+
+    def check_writable(self) -> None:
+        """Refuse weights that `write` could not change.
+
+        Raises:
+            LayoutError: an edited weight is on the meta device without a store that takes a new value.
+        """
+        for layer, name in self.weight_names.items():
+            if self.parameter(layer).is_meta and not self._slot(name).writable:
+                raise LayoutError(
+                    f"{name} is offloaded to a {type(self._slot(name).source).__name__}, which takes no new values: "
+                    "load the model without offloading this layer"
+                )
+
     def read(self, layer: int) -> Tensor:
-        """W (d, m), keys to values; a view of the parameter, GPT-2's Conv1D transposed."""
-        weight = self.parameter(layer).detach()
+        """W (d, m), keys to values, where the layer computes; not to be written to. GPT-2's Conv1D is transposed."""
+        weight = self.tensor(self.weight_names[layer]).to(self.device_of(layer))
         return weight.mT if isinstance(self.projections[layer], Conv1D) else weight
 
-    @torch.no_grad()
     def write(self, layer: int, W: Tensor) -> None:
-        """Store W (d, m) in the parameter's own orientation, device and dtype."""
-        stored = W.mT if isinstance(self.projections[layer], Conv1D) else W
-        self.parameter(layer).copy_(stored)
+        """Store W (d, m) in the weight's own orientation, device and dtype, offloaded or not."""
+        self._put(layer, W.mT if isinstance(self.projections[layer], Conv1D) else W)
+
+    @contextmanager
+    def restored(self, layers: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """Put the weights of `layers` back bit for bit if the body raises, KeyboardInterrupt included.
+
+        Yields:
+            Copies of the weights by name, in the checkpoint's orientation.
+        """
+        saved = {layer: self.tensor(self.weight_names[layer]).clone() for layer in layers}
+        try:
+            yield {self.weight_names[layer]: value for layer, value in saved.items()}
+        except BaseException:
+            for layer, value in saved.items():
+                self._put(layer, value)
+            raise
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits (..., v) in float32 of hidden states (..., d) of the last block."""
+        """Vocabulary logits (..., v) of hidden states (..., d) of the last block, in float32 at least."""
         hidden = self.norm(hidden)
         if isinstance(self.head, nn.Embedding):  # EasyEdit's YAMLs name the embedding where the head is tied
-            return F.linear(hidden, self.head.weight).float()
-        logits: Tensor = self.head(hidden)
-        return logits.float()
+            with align_module_device(self.head):  # whose own forward pass, which would load it, is not called
+                weight = self.head.weight
+                logits = F.linear(hidden.to(weight.device), weight)
+        else:
+            logits = self.head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @torch.no_grad()
+    def _put(self, layer: int, stored: Tensor) -> None:
+        parameter = self.parameter(layer)
+        if parameter.is_meta:
+            self._slot(self.weight_names[layer]).put(stored)
+        else:
+            parameter.copy_(stored)
+
+    def _slot(self, name: str) -> Slot:
+        slot = slot_of(self.model, name)
+        if slot is None:
+            raise LayoutError(f"{name} is offloaded, and no hook of accelerate loads it: load the model whole")
+        return slot
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model's token ids go in."""
-    weight: Tensor = model.get_input_embeddings().get_parameter("weight")
-    return weight.device
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return computes_on(model, f"{name}.weight")
 
 
 def _find(model: nn.Module, name: str) -> nn.Module | None:
