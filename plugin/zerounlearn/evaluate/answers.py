@@ -1,0 +1,155 @@
+"""The model's pass: log-probabilities of answers, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.errors import RequestError
+from zerounlearn.model.hooks import frozen
+from zerounlearn.model.layout import input_device
+from zerounlearn.model.tokens import continuation, encode, filler_id, length_sorted_batches, pad
+
+_BATCH_TOKENS = 2048
+_POSITIONS = 256
+"""Positions whose distributions are in float32 at a time; 256 of 150 000 tokens are 150 MB."""
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """What a model gives each of the `t` tokens of a text, given those before it; all on the CPU.
+
+    Attributes:
+        ids: token ids, t.
+        log_p: natural log-probabilities (t,), float32.
+        hit: whether each token is the arg-max (t,), bool.
+        mean: expectation of the log-probability under the model's own distribution (t,), or None; for min-k %++.
+        sd: its standard deviation (t,), or None.
+    """
+
+    ids: tuple[int, ...]
+    log_p: Tensor
+    hit: Tensor
+    mean: Tensor | None = None
+    sd: Tensor | None = None
+
+
+def answer_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[tuple[str, str]],
+    *,
+    moments: bool = False,
+    end: bool = False,
+    batch_tokens: int = _BATCH_TOKENS,
+) -> list[AnswerTokens]:
+    """Teacher-forced tokens of the answers of (prompt, answer) pairs, in their order.
+
+    Args:
+        model: any causal language model, left as it was.
+        tokenizer: its tokenizer; the answer follows the prompt after one space.
+        items: the pairs.
+        moments: give `mean` and `sd` too.
+        end: count the end-of-text token as the answer's last, as TOFU's own evaluation does.
+        batch_tokens: padded tokens in a batch.
+
+    Raises:
+        RequestError: a prompt or an answer has no tokens, or `end` is asked of a tokenizer without an end token.
+    """
+    prompts, answers = [], []
+    for prompt, answer in items:
+        before, target = encode(tokenizer, prompt), continuation(tokenizer, prompt, answer) if answer.strip() else []
+        if not before or not target:
+            raise RequestError(f"the {'answer' if before else 'prompt'} of {(prompt, answer)!r} has no tokens")
+        if end:
+            if tokenizer.eos_token_id is None:
+                raise RequestError("end=True: this tokenizer has no end-of-text token")
+            target = [*target, int(tokenizer.eos_token_id)]
+        prompts.append(before)
+        answers.append(target)
+    return _tokens(model, tokenizer, prompts, answers, moments, batch_tokens)
+
+
+def text_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    moments: bool = True,
+    batch_tokens: int = _BATCH_TOKENS,
+) -> list[AnswerTokens]:
+    """Tokens of whole texts but the first, which nothing predicts; for membership inference.
+
+    Raises:
+        RequestError: a text has fewer than two tokens.
+    """
+    rows = [encode(tokenizer, text) for text in texts]
+    for row, text in zip(rows, texts, strict=True):
+        if len(row) < 2:
+            raise RequestError(
+                f"the text {text!r} has {len(row)} tokens: expected at least two, one to predict the other"
+            )
+    return _tokens(model, tokenizer, [r[:1] for r in rows], [r[1:] for r in rows], moments, batch_tokens)
+
+
+@torch.no_grad()
+def _tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    moments: bool,
+    batch_tokens: int,
+) -> list[AnswerTokens]:
+    rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
+    found: dict[int, AnswerTokens] = {}
+    with frozen(model):
+        for batch in length_sorted_batches([len(row) for row in rows], batch_tokens):
+            at = [(j, len(prompts[i]) - 1 + k) for j, i in enumerate(batch) for k in range(len(answers[i]))]
+            ids, mask = pad([rows[i] for i in batch], filler_id(tokenizer), input_device(model))
+            logits = _logits_at(model, ids, mask, torch.tensor(at))
+            wanted = torch.tensor([t for i in batch for t in answers[i]], device=logits.device)
+            columns = _reduce(logits, wanted, moments)
+            sizes = [len(answers[i]) for i in batch]
+            for i, parts in zip(batch, zip(*(c.split(sizes) for c in columns), strict=True), strict=True):
+                found[i] = AnswerTokens(tuple(answers[i]), *parts)
+    return [found[i] for i in range(len(rows))]
+
+
+def _logits_at(model: PreTrainedModel, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+    """Logits (k, v) at k places (row, position), in the model's dtype.
+
+    The head is given the hidden states of those places alone; what the model does to its logits afterwards
+    (soft-capping, scaling) is left to the model, which does it element by element.
+    """
+    head = model.get_output_embeddings()
+
+    def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        row, position = at.to(args[0].device).T
+        return (args[0][row, position][None], *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits[0]
+
+
+def _reduce(logits: Tensor, wanted: Tensor, moments: bool) -> list[Tensor]:
+    """Columns of `AnswerTokens` from logits (k, v) and token ids (k,), a few positions at a time."""
+    pieces = []
+    for part, ids in zip(logits.split(_POSITIONS), wanted.split(_POSITIONS), strict=True):
+        log_p = part.float().log_softmax(-1)
+        columns = [log_p.gather(-1, ids[:, None])[:, 0], log_p.argmax(-1) == ids]
+        if moments:
+            p = log_p.exp()
+            mean = (p * log_p).nansum(-1)  # 0 · -inf is 0: a token ruled out adds nothing
+            columns += [mean, (p * (log_p - mean[:, None]).square()).nansum(-1).sqrt()]
+        pieces.append([column.cpu() for column in columns])
+    return [torch.cat(column) for column in zip(*pieces, strict=True)]
