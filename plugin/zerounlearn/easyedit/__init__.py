@@ -1,4 +1,4 @@
-"""The EasyEdit plugin: importing this package registers ZeroUnlearn with the framework.
+"""The EasyEdit plugin: importing this package registers ZeroUnlearn, and its baselines, with the framework.
 
     import zerounlearn.easyedit
     from easyeditor import BaseEditor, ZeroUnlearnHyperParams
@@ -8,7 +8,8 @@ Reading order: `legacy` and `placeholders`, `compat`, `register`, `adapter`, `ed
 
 from __future__ import annotations
 
-from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
+from zerounlearn.baselines import hparams as _baselines
+from zerounlearn.easyedit.adapter import apply_baseline_to_model, apply_zerounlearn_to_model
 from zerounlearn.easyedit.compat import framework
 from zerounlearn.easyedit.register import Method
 from zerounlearn.easyedit.register import register as _register
@@ -16,7 +17,9 @@ from zerounlearn.easyedit.register import unregister as _unregister
 from zerounlearn.method import hparams as _hparams
 from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 
-METHODS = {name: Method(apply_zerounlearn_to_model, hparams) for name, hparams in _hparams.METHODS.items()}
+METHODS = {name: Method(apply_zerounlearn_to_model, hparams) for name, hparams in _hparams.METHODS.items()} | {
+    name: Method(apply_baseline_to_model, hparams) for name, hparams in _baselines.METHODS.items()
+}
 
 
 def register() -> None:

@@ -10,10 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.assets.corpora import open_corpus
+from zerounlearn.baselines.descend import unlearn_by_gradient
+from zerounlearn.baselines.hparams import BaselineHyperParams, RetainingHyperParams
 from zerounlearn.easyedit.compat import framework
+from zerounlearn.errors import LayoutError
+from zerounlearn.method.forget_set import load_forget_set
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
-from zerounlearn.method.request import from_easyedit
-from zerounlearn.method.unlearn import unlearn
+from zerounlearn.method.request import Request, from_easyedit
+from zerounlearn.method.unlearn import find_layout, unlearn
 
 
 def apply_zerounlearn_to_model(
@@ -43,12 +47,63 @@ def apply_zerounlearn_to_model(
         The edited model and {parameter name: original tensor}.
 
     Raises:
+        LayoutError: the original weights are asked for and belong to an offloaded layer.
         ZeroUnlearnError: see `zerounlearn.method.unlearn.unlearn`; the weights are then as they were.
     """
     parsed = from_easyedit(requests, tok)
+    if _gives_back(return_orig_weights, keep_original_weight):
+        _check_reachable(model, hparams)
     if copy:
         model = deepcopy(model)
     corpus = open_corpus(hparams.mom2_dataset) if hparams.mom2_adjustment else None
     outcome = unlearn(model, tok, parsed, hparams, corpus)
-    kept = return_orig_weights and (framework().edition == "checkout" or keep_original_weight)
-    return model, outcome.originals if kept else {}
+    return model, outcome.originals if _gives_back(return_orig_weights, keep_original_weight) else {}
+
+
+def apply_baseline_to_model(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    requests: Sequence[Mapping[str, Any]],
+    hparams: BaselineHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    retain: Sequence[Request] | None = None,
+    texts: Sequence[str] = (),
+    **_: Any,
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Forget a batch of requests by one of the field's own methods; `hparams` says which.
+
+    Arguments and result as for `apply_zerounlearn_to_model`, and:
+
+    Args:
+        retain: facts to keep; by default those in `hparams.retain_path`, if it names a file.
+        texts: ordinary text to keep.
+
+    Raises:
+        ZeroUnlearnError: see `zerounlearn.baselines.descend.unlearn_by_gradient`; the weights are then as they were.
+    """
+    parsed = from_easyedit(requests, tok)
+    if retain is None:
+        path = hparams.retain_path if isinstance(hparams, RetainingHyperParams) else None
+        retain = [fact.request for fact in load_forget_set(path)] if path else []
+    if copy:
+        model = deepcopy(model)
+    outcome = unlearn_by_gradient(model, tok, parsed, hparams, retain=retain, texts=texts)
+    return model, outcome.originals if _gives_back(return_orig_weights, keep_original_weight) else {}
+
+
+def _check_reachable(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> None:
+    """EasyEdit puts weights back into the parameters, which for an offloaded one does nothing, silently."""
+    layout = find_layout(model, hparams)
+    offloaded = [layout.weight_names[layer] for layer in hparams.layers if layout.parameter(layer).is_meta]
+    if offloaded:
+        raise LayoutError(
+            f"{offloaded[0]} is offloaded, and EasyEdit could not put it back: call ZeroUnlearnEditor.unlearn, or load "
+            "the edited layers into memory"
+        )
+
+
+def _gives_back(return_orig_weights: bool, keep_original_weight: bool) -> bool:
+    return return_orig_weights and (framework().edition == "checkout" or keep_original_weight)

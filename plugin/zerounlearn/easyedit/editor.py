@@ -22,9 +22,8 @@ from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.metrics import completions, perplexity, score
 from zerounlearn.method.report import FactReport, Measured, Phase, Report, environment
 from zerounlearn.method.request import Request
-from zerounlearn.method.statistics import fingerprint
+from zerounlearn.method.statistics import fingerprints
 from zerounlearn.method.unlearn import layout_of, unlearn
-from zerounlearn.model.hooks import restored
 from zerounlearn.model.layout import input_device
 
 log = logging.getLogger(__name__)
@@ -99,11 +98,11 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
 
             held_out = embedded_held_out_texts()
         layout = layout_of(self.model, self.hparams)
-        prints = {f"weights below layer {i}": fingerprint(layout, i) for i in self.hparams.layers}
+        prints = {f"weights below layer {i}": p for i, p in fingerprints(layout, self.hparams.layers).items()}
         seconds = {"evaluation": -time.perf_counter()}
         before, ppl_before = self._measure(facts, held_out, held_out_tokens, "before")
         seconds["evaluation"] += time.perf_counter()
-        with restored([layout.parameter(layer) for layer in self.hparams.layers]):  # if the evaluation fails
+        with layout.restored(self.hparams.layers):  # if the evaluation fails
             outcome = unlearn(
                 self.model,
                 self.tok,
