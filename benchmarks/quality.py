@@ -1,68 +1,95 @@
-"""Quality on the embedded model: what is forgotten, and what goes with it, over seeds.
+"""Forgetting against what it costs, on facts that no hyperparameter was chosen on: the published form, ours, and GD.
 
-    python benchmarks/quality.py                                        # the committed figures
-    python benchmarks/quality.py --split development layers=[15,16,17]  # a trial, on facts of no figure
+python benchmarks/quality.py [KEY=VALUE ...] [--n 10 50] [--seeds 0 1 2 3 4] [--jobs 2]
 
-A cell draws `n` facts that the model knows, spread over relations, from one half of the packaged facts;
-forgets them; measures; and puts the weights back. `spe_relation` is taken on neighbours of the same relation,
-`spe_subject` on other facts about the same subjects, `spe_unrelated` on facts of relations without any
-forgotten fact; all three only on prompts that the base model answers.
+For each n and seed, n facts that the model knows over six relations are forgotten and five things are asked: the
+prompts (Eff), their paraphrases (Gen), other subjects of the same relations that were not in the retain set
+(spe_relation), other facts about the same subjects (spe_subject), and facts of other relations (spe_unrelated), each
+as the share of what the base model answers; and perplexity on held-out text. The variant `specific` is run at several
+strengths: that is the front. Finished cells are kept in outputs/quality, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerounlearn.assets.corpora import open_corpus
-from zerounlearn.assets.facts import Fact, load_facts, split_facts
+from zerounlearn.assets.facts import Fact, known, load_facts, split_facts
+from zerounlearn.assets.retain import draw_retain_set
 from zerounlearn.assets.smollm2 import fetch_smollm2
 from zerounlearn.assets.wikipedia import embedded_held_out_texts
 from zerounlearn.files import write_text
-from zerounlearn.method.hparams import METHODS, load_hparams
-from zerounlearn.method.metrics import perplexity, score
+from zerounlearn.method.hparams import PRESETS, load_hparams
+from zerounlearn.method.lineage import Lineage
+from zerounlearn.method.metrics import perplexity
+from zerounlearn.method.probes import Probes
 from zerounlearn.method.report import environment
 from zerounlearn.method.request import Request
 from zerounlearn.method.unlearn import unlearn
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "quality.json"
-Items = Sequence[tuple[str, str]]
+RESULT = ROOT / "benchmarks/results/quality.json"
+CELLS = ROOT / "outputs/quality"
+RELATIONS = 6
+# Of each relation at most this many subjects are asked; the rest may be shown to a method that retains.
+HELD_OUT = 8
+UNRELATED = 60
+STRENGTHS = (0.6, 1.2, 3.0)
+COLUMNS = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated", "ppl")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The prompts of one cell, each with its true answer."""
+class Draw:
+    """What a cell forgets, what it asks, and what it shows to a method with a retain set."""
 
-    requests: Sequence[Request]
-    forget: Items
-    paraphrases: Items
-    relation: Items
-    subject: Items
-    unrelated: Items
+    requests: list[Request]
+    probes: Probes
+    retain: list[Request]
 
 
-def known_items(model, tokenizer, items: Items) -> list[tuple[str, str]]:
-    return [item for item, s in zip(items, score(model, tokenizer, items), strict=True) if s.said]
+@lru_cache(maxsize=1)
+def loaded() -> tuple[Any, Any, list[Fact], list[Fact]]:
+    """The model, its tokenizer, and the facts that it knows: (development, evaluation)."""
+    folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    halves = []
+    for half in split_facts(load_facts()):
+        verdicts = known(model, tokenizer, [(f.text, f.answer) for f in half])
+        halves.append([fact for fact, said in zip(half, verdicts, strict=True) if said])
+    return model, tokenizer, *halves
 
 
-def draw(model, tokenizer, facts: Sequence[Fact], n: int, seed: int, relations: int) -> Cell:
-    """`n` facts over `relations` relations, round robin; `facts` are those that the model knows."""
+def draw(split: str, n: int, seed: int) -> Draw:
+    """`n` facts over six relations, one relation after the other."""
+    model, tokenizer, development, evaluation = loaded()
+    facts = development if split == "development" else evaluation
     generator = torch.Generator().manual_seed(seed)
+
+    def shuffled(items: Sequence[Any]) -> list[Any]:
+        return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
     by_relation: dict[str, list[Fact]] = defaultdict(list)
-    for i in torch.randperm(len(facts), generator=generator).tolist():
-        by_relation[facts[i].relation].append(facts[i])
-    large = [r for r in sorted(by_relation) if len(by_relation[r]) >= max(2, n // relations)]
-    picked = [large[i] for i in torch.randperm(len(large), generator=generator).tolist()[:relations]]
+    for fact in shuffled(facts):
+        by_relation[fact.relation].append(fact)
+    large = [r for r in sorted(by_relation) if len(by_relation[r]) > n // RELATIONS]
+    picked = shuffled(large)[:RELATIONS]
     chosen: list[Fact] = []
     while len(chosen) < n:
         before = len(chosen)
@@ -71,95 +98,158 @@ def draw(model, tokenizer, facts: Sequence[Fact], n: int, seed: int, relations: 
                 chosen.append(by_relation[relation].pop())
         if len(chosen) == before:
             raise SystemExit(f"only {before} known facts in {len(picked)} relations: ask for a smaller n")
-    forgotten = {fact.text for fact in chosen}
-    neighbours = dict.fromkeys(p for fact in chosen for p in fact.neighbours if p[0] not in forgotten)
-    others = dict.fromkeys(p for fact in chosen for p in fact.others if p[0] not in forgotten)
-    unrelated = [(f.text, f.answer) for f in facts if f.relation not in picked][:60]
-    return Cell(
-        requests=[f.to_forget().request for f in chosen],
-        forget=[(f.text, f.answer) for f in chosen],
-        paraphrases=[(p, f.answer) for f in chosen for p in f.paraphrases],
-        relation=known_items(model, tokenizer, list(neighbours)),
-        subject=known_items(model, tokenizer, list(others)),
-        unrelated=unrelated,
+    forgotten, subjects = {f.text for f in chosen}, {f.subject for f in chosen}
+    asked: list[Fact] = []
+    for relation in picked:
+        rest = shuffled([f for f in development + evaluation if f.relation == relation and f.subject not in subjects])
+        asked += rest[: min(HELD_OUT, len(rest) // 2)]
+    others = dict.fromkeys(item for f in chosen for item in f.others if item[0] not in forgotten)
+    unrelated = shuffled([f for f in facts if f.relation not in picked and f.subject not in subjects])[:UNRELATED]
+    probes = Probes(
+        eff=tuple((f.text, f.answer) for f in chosen),
+        gen=tuple((p, f.answer) for f in chosen for p in f.paraphrases),
+        spe_relation=tuple((f.text, f.answer) for f in asked),
+        spe_subject=tuple(others),
+        spe_unrelated=tuple((f.text, f.answer) for f in unrelated),
+    ).known(model, tokenizer)
+    requests = [f.to_forget().request for f in chosen]
+    retain = draw_retain_set(
+        model, tokenizer, requests, load_facts(), held_out=[prompt for prompt, _ in probes.items()], seed=seed
     )
+    return Draw(requests, probes, retain)
 
 
-def measure(model, tokenizer, cell: Cell, texts: Sequence[str]) -> dict[str, float | None]:
-    parts = {
-        "eff": cell.forget, "gen": cell.paraphrases, "spe_relation": cell.relation,
-        "spe_subject": cell.subject, "spe_unrelated": cell.unrelated,
-    }  # fmt: skip
-    result: dict[str, float | None] = {}
-    scores = iter(score(model, tokenizer, [item for items in parts.values() for item in items]))
-    for name, items in parts.items():
-        hits = [next(scores) for _ in items]
-        result[name] = sum(h.said for h in hits) / len(hits) if hits else None
-        result[f"{name}_probability"] = sum(h.probability for h in hits) / len(hits) if hits else None
-    result["ppl"] = perplexity(model, tokenizer, texts, progress=False)
-    return result
+def cell(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]) -> dict[str, list[Any]]:
+    """All runs of one n and seed; z* and V_u are found once for the methods that share them."""
+    model, tokenizer, *_ = loaded()
+    texts = embedded_held_out_texts()
+    drawn = draw(split, n, seed)
+
+    def measured() -> dict[str, float]:
+        return drawn.probes.measure(model, tokenizer) | {"ppl": perplexity(model, tokenizer, texts, progress=False)}
+
+    def hparams(name: str, *changes: str) -> Any:
+        fixed = [f"model_name={fetch_smollm2(ROOT / 'models' / 'llama-smollm2-135m')}", f"seed={seed}"]
+        fixed += [f"stats_dir={ROOT / 'data' / 'stats'}", *overrides, *changes]
+        return load_hparams(ROOT / f"hparams/{name}/smollm2-135m.yaml", fixed)
+
+    where = {"n": n, "seed": seed}
+    runs = [{"preset": "base", "algorithm": "none", **where, **measured(), "seconds": 0.0}]
+    front = []
+    plan = [
+        ("paper", hparams("ZeroUnlearn")),
+        ("gd", hparams("ZeroUnlearn-GD")),
+        ("specific", hparams("ZeroUnlearn", "preset=specific")),
+        *(("specific", hparams("ZeroUnlearn", "preset=specific", f"strength={s}")) for s in strengths),
+    ]
+    found: dict[str, Any] = {}
+    for i, (preset, hp) in enumerate(plan):
+        shared = "specific" if preset == "specific" else "published"
+        start = time.perf_counter()
+        outcome = unlearn(
+            model, tokenizer, drawn.requests, hp, open_corpus(hp.mom2_dataset),
+            retain=drawn.retain if preset == "specific" else (), vectors=found.get(shared),
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        if shared not in found:
+            found[shared], found[f"{shared} seconds"] = outcome.vectors, outcome.seconds["vectors"]
+        else:
+            seconds += found[f"{shared} seconds"]
+        row = {
+            "preset": preset, "algorithm": hp.alg_name, **where, **measured(), "seconds": seconds,
+            "strength": hp.strength, "retained": len(drawn.retain) if preset == "specific" else 0,
+            "relative_change": [layer.relative_change for layer in outcome.layers],
+        }  # fmt: skip
+        (runs if i < 3 else front).append(row)
+        with torch.no_grad():
+            for name, weight in outcome.originals.items():
+                model.get_parameter(name).copy_(weight)
+        Lineage.of(model).traces.clear()
+        print(preset, n, seed, f"strength {hp.strength:g}", shown(row), f"{seconds:.0f} s", flush=True)
+    return {"runs": runs, "front": front}
+
+
+def kept_cell(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]) -> dict[str, Any]:
+    """`cell`, from disk if it has been run with the same settings; after a change of code, delete the folder."""
+    settings = [split, n, seed, list(overrides), list(strengths), PRESETS]
+    settings += [(ROOT / f"hparams/{name}/smollm2-135m.yaml").read_text() for name in ("ZeroUnlearn", "ZeroUnlearn-GD")]
+    key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
+    file = CELLS / f"{split}-{n}-{seed}-{key.hexdigest()}.json"
+    if not file.exists():
+        write_text(file, json.dumps(cell(split, n, seed, overrides, strengths)))
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def shown(row: dict[str, Any]) -> str:
+    return " ".join(f"{c} {row[c]:.3f}" for c in COLUMNS if c in row)
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+
+
+def plot(runs: list[dict[str, Any]], front: list[dict[str, Any]], file: Path) -> None:
+    """Forgetting (1 − Gen) against each specificity, means over seeds; one panel a specificity, one colour an n."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    marks = {"base": "o", "paper": "s", "gd": "^"}
+    for axis, name in zip(axes, ("spe_relation", "spe_subject", "spe_unrelated"), strict=True):
+        several = front + [r for r in runs if r["preset"] == "specific"]
+        for n, colour in zip(sorted({r["n"] for r in runs}), ("#0072B2", "#D55E00", "#009E73"), strict=False):
+            line = [
+                (statistics.mean(r[name] for r in rows), 1 - statistics.mean(r["gen"] for r in rows))
+                for s in sorted({r["strength"] for r in several})
+                if (rows := [r for r in several if r["n"] == n and r["strength"] == s])
+            ]
+            axis.plot(*zip(*line, strict=True), "-", color=colour, marker=".", label=f"specific, n = {n}")
+            for preset, mark in marks.items():
+                rows = [r for r in runs if r["n"] == n and r["preset"] == preset]
+                x, y = statistics.mean(r[name] for r in rows), 1 - statistics.mean(r["gen"] for r in rows)
+                axis.plot([x], [y], mark, color=colour, mfc="none", label=f"{preset}, n = {n}")
+        axis.set_xlabel(f"{name} (share kept)")
+        axis.set_xlim(0, 1.02)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("1 − Gen (paraphrases forgotten)")
+    axes[0].legend(fontsize=7)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hyperparameters to change")
-    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=sorted(METHODS))
-    parser.add_argument("--n", type=int, nargs="+", default=[10])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--relations", type=int, default=6)
+    parser.add_argument("--n", type=int, nargs="+", default=[10, 50])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--split", choices=["evaluation", "development"], default="evaluation")
+    parser.add_argument("--strengths", type=float, nargs="*", default=list(STRENGTHS), help="of the front")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, which share the cores")
     parser.add_argument("--output", type=Path, help=f"default: {RESULT.relative_to(ROOT)} for the evaluation split")
     args = parser.parse_args()
-    folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
-    fixed = [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}", *args.overrides]
-    methods = [load_hparams(ROOT / f"hparams/{name}/smollm2-135m.yaml", fixed) for name in args.methods]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    development, evaluation = split_facts(load_facts())
-    half = development if args.split == "development" else evaluation
-    said = score(model, tokenizer, [(f.text, f.answer) for f in half])
-    facts = [f for f, s in zip(half, said, strict=True) if s.said]
-    texts = embedded_held_out_texts()
-    runs = []
+    model, *_ = loaded()
+    env = environment(model) | {"split": args.split, "overrides": args.overrides, "jobs": args.jobs}
+    todo = [(args.split, n, seed, args.overrides, args.strengths) for n in args.n for seed in args.seeds]
+    if args.jobs > 1:
+        threads = max(1, torch.get_num_threads() // args.jobs)
+        with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+            cells = list(pool.map(kept_cell, *zip(*todo, strict=True)))
+    else:
+        cells = [kept_cell(*each) for each in todo]
+    runs, front = ([row for found in cells for row in found[part]] for part in ("runs", "front"))
+    print(f"\n{'preset':10}{'strength':>9}{'n':>4}" + "".join(f"{c:>17}" for c in COLUMNS) + f"{'seconds':>9}")
     for n in args.n:
-        for seed in args.seeds:
-            cell = draw(model, tokenizer, facts, n, seed, args.relations)
-            base = measure(model, tokenizer, cell, texts)
-            runs.append({"preset": "base", "algorithm": "none", "n": n, "seed": seed, **base, "seconds": 0.0})
-            for hparams in methods:
-                hparams.seed = seed
-                start = time.perf_counter()
-                outcome = unlearn(model, tokenizer, cell.requests, hparams, open_corpus(hparams.mom2_dataset))
-                seconds = time.perf_counter() - start
-                after = measure(model, tokenizer, cell, texts)
-                with torch.no_grad():
-                    for name, weight in outcome.originals.items():
-                        model.get_parameter(name).copy_(weight)
-                runs.append({
-                    "preset": "paper", "algorithm": hparams.alg_name, "n": n, "seed": seed, **after, "seconds": seconds,
-                    "neutral_nll": outcome.neutral_nll, "relative_change": [x.relative_change for x in outcome.layers],
-                })  # fmt: skip
-                shown = {k: round(v, 3) for k, v in after.items() if v is not None and "probability" not in k}
-                print(hparams.alg_name, n, seed, json.dumps(shown), f"{seconds:.0f} s", flush=True)
-    print(f"\n{'algorithm':16}{'n':>5}" + "".join(f"{c:>18}" for c in COLUMNS))
-    for n in args.n:
-        for algorithm in ("none", *args.methods):
-            rows = [r for r in runs if r["n"] == n and r["algorithm"] == algorithm]
-            print(f"{algorithm:16}{n:>5}" + "".join(f"{spread([r[c] for r in rows]):>18}" for c in COLUMNS))
+        for preset in ("base", "paper", "gd", "specific"):
+            print_row([r for r in runs if r["n"] == n and r["preset"] == preset], preset, "")
+        for strength in args.strengths:
+            print_row([r for r in front if r["n"] == n and r["strength"] == strength], "specific", f"{strength:g}")
     output = args.output or (RESULT if args.split == "evaluation" else None)
     if output:
-        record = {"environment": environment(model) | {"split": args.split, "overrides": args.overrides}, "runs": runs}
-        write_text(output, json.dumps(record, indent=1) + "\n")
+        write_text(output, json.dumps({"environment": env, "runs": runs, "front": front}, indent=1) + "\n")
+        plot(runs, front, output.with_suffix(".svg"))
 
 
-COLUMNS = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated", "ppl")
-
-
-def spread(values: Sequence[float | None]) -> str:
-    found = [v for v in values if v is not None]
-    if not found:
-        return "–"
-    return f"{statistics.mean(found):.3f} ± {statistics.stdev(found) if len(found) > 1 else 0:.3f}"
+def print_row(rows: list[dict[str, Any]], preset: str, strength: str) -> None:
+    values = "".join(f"{spread([r[c] for r in rows]):>17}" for c in COLUMNS)
+    print(f"{preset:10}{strength:>9}{rows[0]['n']:>4}{values}{statistics.mean(r['seconds'] for r in rows):9.0f}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks import plain
 from torch.testing import assert_close
 
 from tests.helpers import FACTS, GPT2, PREFIXES, hparams_for, tiny
-from tests.method import plain
 from zerounlearn.errors import IllPosedError, LayoutError
 from zerounlearn.method import optimise as module
 from zerounlearn.method.optimise import Problem, optimise
@@ -52,20 +52,20 @@ def test_it_replays_suffixes_and_whole_rows_alike(small_tokenizer, monkeypatch: 
     model = tiny("llama", len(small_tokenizer))
     hp = hparams_for([1, 2])
     problems = problems_for(small_tokenizer, hp.layers)
-    seen: list[int] = []
+    seen: list[float] = []
     original = module.Suffix.run
 
-    def spy(self, layer, hidden):
-        seen.append(hidden.shape[1])
-        return original(self, layer, hidden)
+    def spy(self, layer, hidden, n):
+        seen.append(len(hidden) / n)
+        return original(self, layer, hidden, n)
 
     monkeypatch.setattr(module.Suffix, "run", spy)
     short = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
-    longest_suffix = max(seen)
+    tokens_a_row = max(seen)
     seen.clear()
     monkeypatch.setattr("zerounlearn.model.replay.supports_suffix", lambda tape: False)
     whole = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
-    assert longest_suffix < min(seen)
+    assert tokens_a_row < min(seen)
     assert_close(short.vectors, whole.vectors, rtol=1e-9, atol=1e-9)
 
 
@@ -149,3 +149,37 @@ def test_the_model_is_left_as_it_was(small_tokenizer) -> None:
     assert not model.model.layers[0].training
     hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
+
+
+def test_an_unlikely_target_has_the_loss_that_is_said_and_becomes_unlikely(small_tokenizer) -> None:
+    """The token that the model would say, mixed with a likely target in one batch; the loss computed by hand."""
+    model = tiny("llama", len(small_tokenizer))
+    hp = hparams_for([1], v_num_grad_steps=15, fact_token="last")
+    request = FACTS[0]
+    texts = [prefix + request.prompt for prefix in ("", *PREFIXES)]
+    rows = [torch.tensor([small_tokenizer(text)["input_ids"]]) for text in texts]
+    with torch.no_grad():
+        token = int(model(input_ids=rows[0]).logits[0, -1].argmax())
+    problems = [Problem(request, (token,), 1, "block", 20.0), Problem(request, (token,), 1, "block")]
+    found = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+
+    def losses(delta: torch.Tensor) -> float:
+        def add(_, __, output):
+            moved = output.clone()
+            moved[0, -1] += delta
+            return moved
+
+        handle = model.model.layers[1].register_forward_hook(add)
+        with torch.no_grad():
+            p = torch.stack([model(input_ids=ids).logits[0, -1].softmax(-1)[token] for ids in rows])
+        handle.remove()
+        return float(-20.0 * (1.0 - p).log().mean())
+
+    origin = []
+    handle = model.model.layers[1].register_forward_hook(lambda _, __, output: origin.append(output[0, -1].detach()))
+    model(input_ids=rows[0])
+    handle.remove()
+    assert float(found.initial[0]) == pytest.approx(losses(torch.zeros(32, dtype=torch.float64)), rel=1e-9)
+    assert float(found.final[0]) == pytest.approx(losses(found.vectors[0] - origin[0]), rel=1e-6)
+    assert found.final[0] < 0.3 * found.initial[0]
+    assert found.final[1] < found.initial[1], "a likely target in the same batch"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import plain
 from torch.testing import assert_close
 
 from tests.helpers import FACTS, GPT2, hparams_for, tiny
-from tests.method import plain
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError, ZeroUnlearnError
 from zerounlearn.method import unlearn as module
@@ -60,7 +60,7 @@ def test_it_equals_the_plain_implementation(small_tokenizer, hp) -> None:
         )
         for r in FACTS
     ]
-    expected = plain.unlearn(other, small_tokenizer, facts, outcome.prefixes, C, hp)
+    expected = plain.unlearn(other, small_tokenizer, facts, outcome.vectors.prefixes, C, hp)
     for layer, W in expected.items():
         written = model.model.layers[layer].mlp.down_proj.weight.detach()
         change = torch.linalg.norm(W - outcome.originals[f"model.layers.{layer}.mlp.down_proj.weight"])
@@ -84,7 +84,7 @@ def test_what_is_reported_is_so(small_tokenizer, hp) -> None:
         assert layer.relative_change == pytest.approx(float(change), rel=1e-9)
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-9) <= 2 * len(FACTS)
     assert {"statistics", "contexts", "vectors", "keys", "solve"} == set(outcome.seconds)
-    assert len(outcome.prefixes) == hp.n_contexts
+    assert len(outcome.vectors.prefixes) == hp.n_contexts
 
 
 def test_the_published_epsilon_leaves_a_hundredth(small_tokenizer, hp) -> None:

@@ -156,11 +156,11 @@ def test_replay_is_that_of_the_plain_model(kind: str, place: str, tmp_path: Path
         tape = record(layout, IDS, MASK, replayed=range(2, 4), outputs=[1, 3], written=[1], attention=True)
         rows, start = torch.tensor([0, 1]), torch.tensor([2, 1])
         for whole in (False, True):
-            suffix = Suffix(tape, rows, start, 4, whole=whole)
+            suffix = Suffix(tape, rows, start, [4, 3], whole=whole)
             hidden = suffix.enter(1, slice(0, 2)).clone().requires_grad_()
             state = hidden
             for layer in (2, 3):
-                state = suffix.run(layer, state)
+                state = suffix.run(layer, state, 2)
             scores = layout.logits(state)
             scores.square().sum().backward()
             found.append([state, scores, hidden.grad, tape.outputs[3], tape.written[1]])

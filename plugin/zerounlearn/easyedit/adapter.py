@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.assets.corpora import open_corpus
+from zerounlearn.assets.retain import retain_set
 from zerounlearn.baselines.descend import unlearn_by_gradient
 from zerounlearn.baselines.hparams import BaselineHyperParams, RetainingHyperParams
 from zerounlearn.easyedit.compat import framework
@@ -28,6 +29,8 @@ def apply_zerounlearn_to_model(
     copy: bool = False,
     return_orig_weights: bool = False,
     keep_original_weight: bool = False,
+    *,
+    retain: Sequence[Request] | None = None,
     **_: Any,
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """Forget a batch of requests, as EasyEdit's MEMIT would edit them.
@@ -42,6 +45,7 @@ def apply_zerounlearn_to_model(
         return_orig_weights: give the original weights back.
         keep_original_weight: the 2023 edition's switch: without it MEMIT, and so we, return no weights there
             and the edit stays.
+        retain: facts to keep; by default what `hparams.retain_set` stands for.
 
     Returns:
         The edited model and {parameter name: original tensor}.
@@ -56,7 +60,9 @@ def apply_zerounlearn_to_model(
     if copy:
         model = deepcopy(model)
     corpus = open_corpus(hparams.mom2_dataset) if hparams.mom2_adjustment else None
-    outcome = unlearn(model, tok, parsed, hparams, corpus)
+    if retain is None:
+        retain = retain_set(model, tok, parsed, hparams)
+    outcome = unlearn(model, tok, parsed, hparams, corpus, retain=retain)
     return model, outcome.originals if _gives_back(return_orig_weights, keep_original_weight) else {}
 
 

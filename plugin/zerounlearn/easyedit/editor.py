@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from zerounlearn.assets.corpora import check_corpus, open_corpus
+from zerounlearn.assets.retain import check_retain_set, retain_set
 from zerounlearn.easyedit.compat import framework
 from zerounlearn.errors import ConfigError
 from zerounlearn.method.forget_set import Fact, load_forget_set
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.metrics import completions, perplexity, score
+from zerounlearn.method.probes import Probes
 from zerounlearn.method.report import FactReport, Measured, Phase, Report, environment
 from zerounlearn.method.request import Request
 from zerounlearn.method.statistics import fingerprints
@@ -67,13 +70,15 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
             check_corpus(hparams.mom2_dataset)
         if isinstance(hparams.model_name, str):
             check_dispatch(hparams.model_name)
+        check_retain_set(hparams.retain_set)
         super().__init__(hparams)
 
     def unlearn(
         self,
         requests: str | Path | Iterable[Mapping[str, Any] | Fact],
         *,
-        retain: Sequence[Request] = (),
+        retain: Sequence[Request] | None = None,
+        unrelated: Sequence[tuple[str, str]] = (),
         held_out: Sequence[str] | None = None,
         held_out_tokens: int = 4096,
     ) -> tuple[Report, PreTrainedModel]:
@@ -81,7 +86,9 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
 
         Args:
             requests: a path to jsonl/json/yaml/csv or the records themselves; see `load_forget_set`.
-            retain: facts whose keys are protected with weight `retain_KKT_lam`.
+            retain: facts to keep, whose keys join ordinary text's with weight `retain_KKT_lam`; by default what
+                `hparams.retain_set` stands for.
+            unrelated: (prompt, answer) pairs that have nothing to do with the forget set, to be measured.
             held_out: ordinary text for perplexity; by default the embedded extract's held-out part where the
                 corpus is `embedded`, else none.
             held_out_tokens: how much of it is read.
@@ -97,57 +104,87 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
             from zerounlearn.assets.wikipedia import embedded_held_out_texts
 
             held_out = embedded_held_out_texts()
+        forgotten = [fact.request for fact in facts]
         layout = layout_of(self.model, self.hparams)
+        if retain is None:
+            measured = Probes.of(facts, unrelated=unrelated).items()
+            retain = retain_set(self.model, self.tok, forgotten, self.hparams, held_out=[p for p, _ in measured])
+        probes = Probes.of(facts, retain=retain, unrelated=unrelated)
         prints = {f"weights below layer {i}": p for i, p in fingerprints(layout, self.hparams.layers).items()}
         seconds = {"evaluation": -time.perf_counter()}
-        before, ppl_before = self._measure(facts, held_out, held_out_tokens, "before")
+        before, all_before = self._measure(facts, probes, held_out, held_out_tokens, "before")
         seconds["evaluation"] += time.perf_counter()
         with layout.restored(self.hparams.layers):  # if the evaluation fails
             outcome = unlearn(
                 self.model,
                 self.tok,
-                [fact.request for fact in facts],
+                forgotten,
                 self.hparams,
                 open_corpus(self.hparams.mom2_dataset) if self.hparams.mom2_adjustment else None,
                 retain=retain,
             )
             seconds |= outcome.seconds
             start = time.perf_counter()
-            after, ppl_after = self._measure(facts, held_out, held_out_tokens, "after")
+            after, all_after = self._measure(facts, probes, held_out, held_out_tokens, "after")
             seconds["evaluation"] += time.perf_counter() - start
         report = Report(
             facts=[FactReport.of(fact, b, a) for fact, b, a in zip(facts, before, after, strict=True)],
-            before=Phase.of(before, ppl_before),
-            after=Phase.of(after, ppl_after),
+            before=all_before,
+            after=all_after,
             layers=outcome.layers,
             seconds=seconds,
-            prefixes=outcome.prefixes,
-            neutral_nll=outcome.neutral_nll,
-            sensitive_nll=outcome.sensitive_nll,
+            prefixes=outcome.vectors.prefixes if outcome.vectors else [],
+            retained=len(retain),
+            z_loss=outcome.z_loss,
+            sensitive_loss=outcome.sensitive_loss,
             hparams=self.hparams.to_dict(),
             fingerprints=prints | outcome.statistics,
             environment=environment(self.model) | {"easyedit": framework().edition},
         )
         return report, self.model
 
+    def save(self, folder: str | Path, report: Report | None = None) -> None:
+        """Write the model, its own tokenizer, the report, and what later runs must know of what it has forgotten.
+
+        Args:
+            folder: `from_pretrained` reads it; it may exist.
+            report: of `unlearn`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        # The editor's own tokenizer has had its padding changed by the framework.
+        name = self.model.config._name_or_path
+        (AutoTokenizer.from_pretrained(name) if name else self.tok).save_pretrained(folder)
+        Lineage.of(self.model).save(folder)
+        if report is not None:
+            report.save(folder)
+
     def _measure(
-        self, facts: Sequence[Fact], held_out: Sequence[str] | None, tokens: int, phase: str
-    ) -> tuple[list[Measured], float | None]:
+        self, facts: Sequence[Fact], probes: Probes, held_out: Sequence[str] | None, tokens: int, phase: str
+    ) -> tuple[list[Measured], Phase]:
         """EasyEdit's own metric on every prompt, our probabilities beside it, and perplexity."""
-        pairs = [
-            [*((p, f.request.answer) for p in (f.request.prompt, *f.paraphrases)), *f.neighbours, *f.others]
-            for f in facts
-        ]
-        flat = [pair for group in pairs for pair in group]
-        said = [self._says(*pair) for pair in tqdm(flat, desc=f"evaluation {phase}", unit="prompt", disable=None)]
-        scores = iter(zip(said, score(self.model, self.tok, flat), strict=True))
+        own = [(p, f.request.answer) for f in facts for p in (f.request.prompt, *f.paraphrases)]
+        others = [pair for f in facts for pair in (*f.neighbours, *f.others)]
+        pairs = list(dict.fromkeys([*own, *others, *probes.items()]))
+        said = [self._says(*pair) for pair in tqdm(pairs, desc=f"evaluation {phase}", unit="prompt", disable=None)]
+        scores = score(self.model, self.tok, pairs)
+        verdicts = {pair: (hit, s.probability) for pair, hit, s in zip(pairs, said, scores, strict=True)}
         texts = completions(self.model, self.tok, [f.request.prompt for f in facts])
-        measured = []
-        for fact, group, text in zip(facts, pairs, texts, strict=True):
-            rows = [(hit, s.probability) for _, (hit, s) in zip(group, scores, strict=False)]
-            p, q = 1 + len(fact.paraphrases), 1 + len(fact.paraphrases) + len(fact.neighbours)
-            measured.append(Measured(rows[0], rows[1:p], rows[p:q], rows[q:], text))
-        return measured, perplexity(self.model, self.tok, held_out, tokens=tokens) if held_out else None
+        measured = [
+            Measured(
+                verdicts[fact.request.prompt, fact.request.answer],
+                [verdicts[p, fact.request.answer] for p in fact.paraphrases],
+                [verdicts[pair] for pair in fact.neighbours],
+                [verdicts[pair] for pair in fact.others],
+                text,
+            )
+            for fact, text in zip(facts, texts, strict=True)
+        ]
+        ppl = perplexity(self.model, self.tok, held_out, tokens=tokens) if held_out else None
+        return measured, Phase(**probes.means(verdicts), ppl=ppl)
 
     def _says(self, prompt: str, answer: str) -> bool:
         """Whether EasyEdit's teacher-forced accuracy of the answer is 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -19,6 +19,26 @@ from zerounlearn.errors import ConfigError
 from zerounlearn.model.tokens import FactToken
 
 Precision = Literal["float32", "float64"]
+Preset = Literal["paper", "specific"]
+Orthogonality = Literal["output", "forget-keys", "none"]
+
+# What a preset puts in place of published values. "specific" was found on the development facts: docs/method.md.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "specific": {
+        "orthogonality": "none",
+        "fact_token": "last",
+        "context_keys": "each",
+        "z_objective": "suppress",
+        "strength": 2.0,
+        "retain_set": "auto",
+        "retain_KKT_lam": 750.0,
+        "retain_VKT_lam": 750.0,
+        "forget_KKT_lam": 2000.0,
+        "forget_VKT_lam": 2000.0,
+        "regularization_lam": 250.0,
+    },
+}
 
 
 def _p(default: Any, help: str) -> Any:
@@ -32,13 +52,32 @@ class ZeroUnlearnHyperParams:
     """Everything a run depends on; unknown names are refused, and `validate` runs before any work.
 
     Names and defaults are those of the published code where it has them (XMUDeepLIT/ZeroUnlearn), else
-    those of EasyEdit's MEMIT.
+    those of EasyEdit's MEMIT. `preset` names a set of values (`PRESETS`) for the fields that stand at their published
+    default; a field with another value, or one set by an override, keeps it. A file may say more under `presets`, a
+    mapping of preset names to values for its model.
     """
 
     model_name: Any = _p("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
     layers: list[int] = _p([], "Consecutive layers to edit, counted from 0.")
     alg_name: str = _p("ZeroUnlearn", "The name under which EasyEdit knows the method.")
     device: Any = _p("auto", "A CUDA index, 'cpu', 'cuda:1', 'mps', or 'auto': CUDA where there is any.")
+
+    preset: Preset = _p(
+        "paper", "'paper', the published method, or 'specific', ours, which spares what is like the facts."
+    )
+    orthogonality: Orthogonality = _p(
+        "output", "QᵀW' = 0 for every input ('output', published), on the forget keys alone ('forget-keys'), or 'none'."
+    )
+    z_objective: Literal["neutral", "suppress"] = _p(
+        "neutral", "What z* is found for: the neutral target, or that the sensitive answer's first token is unlikely."
+    )
+    suppress_weight: float = _p(3.0, "Weight of the loss −log(1 − p) of z_objective='suppress'; larger lowers p more.")
+    context_keys: Literal["mean", "each"] = _p(
+        "mean", "One key a request, its mean over the contexts, or one a context."
+    )
+    strength: float = _p(1.0, "How far towards z* the hidden states are moved; 1 is all the way.")
+    retain_set: str = _p("none", "Facts to keep: 'none', 'auto' (others like those to forget), or a file of facts.")
+    retain_exactly: bool = _p(False, "Keep what the layers write for the retain set's keys exactly.")
 
     layer_selection: Literal["all"] = _p("all", "Only 'all': every listed layer is edited.")
     fact_token: FactToken = _p("subject_last", "Where the fact is looked up.")
@@ -96,27 +135,45 @@ class ZeroUnlearnHyperParams:
 
     # Published names that the method does not depend on: accepted at their default, refused at any other value.
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("nullspace_threshold", "L2")
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     def __post_init__(self) -> None:
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, value in self.PRESETS.get(self.preset, {}).items():
+            if getattr(self, name) == defaults[name]:
+                setattr(self, name, value)
         if self.device == "auto":  # EasyEdit reads the field itself, and does not know the word
             self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
         self.validate()
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "hparams") -> ZeroUnlearnHyperParams:
-        """Build from a mapping.
+    def from_mapping(
+        cls, values: Mapping[str, Any], *, final: Collection[str] = (), where: str = "hparams"
+    ) -> ZeroUnlearnHyperParams:
+        """Build from a mapping; the fields in `final` keep their value whatever a preset says.
 
         Raises:
             ConfigError: a name is unknown (the nearest known one is suggested), or a value is out of range.
         """
         known = {f.name for f in dataclasses.fields(cls)}
+        values = dict(values)
+        presets = values.pop("presets", {})
+        if not isinstance(presets, Mapping) or not set(presets) <= set(cls.PRESETS):
+            raise ConfigError(f"{where}: presets={presets!r}: expected values by preset, of {', '.join(cls.PRESETS)}")
+        of_preset = dict(presets.get(values.get("preset", "paper")) or {})
+        values |= {name: value for name, value in of_preset.items() if name not in final}
+        final = {*final, *of_preset}
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
                 raise ConfigError(f"{where}: unknown hyperparameter {name!r}: {hint}")
         try:
-            return cls(**dict(values))
+            built = cls(**values)
+            for name in final:
+                setattr(built, name, values[name])
+            built.validate()
+            return built
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -128,7 +185,8 @@ class ZeroUnlearnHyperParams:
             ConfigError: the file is missing or no YAML mapping, or see `from_mapping`.
         """
         file, values = _read(path, overrides)
-        return cls.from_mapping(values, where=str(file))
+        final = {text.split("=")[0].strip() for text in overrides} - {"preset", "device"}
+        return cls.from_mapping(values, final=final, where=str(file))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON and YAML."""
@@ -137,6 +195,11 @@ class ZeroUnlearnHyperParams:
             values["model_name"] = getattr(self.model_name[0].config, "_name_or_path", "")
         values["device"] = str(self.device) if isinstance(self.device, torch.device) else self.device
         return values
+
+    @property
+    def earlier_weight(self) -> float:
+        """How firmly the keys of earlier edits are held: as firmly as they were mapped."""
+        return self.forget_KKT_lam
 
     def validate(self) -> None:
         """Check types, ranges and relations.
@@ -156,13 +219,25 @@ class ZeroUnlearnHyperParams:
             "layer_selection": ("all",),
             "fact_token": get_args(FactToken),
             "sensitive_from": ("original", "edited"),
+            "preset": tuple(self.PRESETS),
+            "orthogonality": get_args(Orthogonality),
+            "context_keys": ("mean", "each"),
+            "z_objective": ("neutral", "suppress"),
             "solve_dtype": get_args(Precision),
             "mom2_dtype": get_args(Precision),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
-        positive = ("v_lr", "clamp_norm_factor", "wiki_KKT_lam", "forget_KKT_lam", "regularization_lam")
+        positive = (
+            "strength",
+            "suppress_weight",
+            "v_lr",
+            "clamp_norm_factor",
+            "wiki_KKT_lam",
+            "forget_KKT_lam",
+            "regularization_lam",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected a number > 0")
@@ -197,6 +272,17 @@ class ZeroUnlearnHyperParams:
                     f"{name}={getattr(self, name)!r}: the method does not depend on it, and tuning it would change "
                     f"nothing; leave it at {default}"
                 )
+        if self.orthogonality != "output" and self.projection_eps:
+            raise ConfigError(
+                f"projection_eps={self.projection_eps!r}: only orthogonality='output' projects; set it to 0"
+            )
+        if self.orthogonality == "output" and self.retain_exactly:
+            raise ConfigError(
+                "retain_exactly=True: an update of outputs (orthogonality='output') cannot keep keys exactly; take "
+                "'forget-keys' or 'none'"
+            )
+        if not self.retain_set.strip():
+            raise ConfigError(f"retain_set={self.retain_set!r}: expected 'none', 'auto' or a file of facts")
         if not self.neutral_target.strip():
             raise ConfigError(f"neutral_target={self.neutral_target!r}: expected 'eos', 'pad' or a text")
         for name in ("rewrite_module_tmp", "layer_module_tmp"):
@@ -224,8 +310,14 @@ class ZeroUnlearnGDHyperParams(ZeroUnlearnHyperParams):
 
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = (
         "wiki_KKT_lam", "wiki_VKT_lam", "mom2_update_weight", "forget_KKT_lam", "forget_VKT_lam", "regularization_lam",
-        "projection_eps", "solve_dtype", "mom2_adjustment", "L2",
+        "projection_eps", "solve_dtype", "mom2_adjustment", "L2", "orthogonality", "retain_exactly",
     )  # fmt: skip
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+
+    @property
+    def earlier_weight(self) -> float:
+        """They join C with weight 1 a key, far above any threshold of the free space."""
+        return 1.0
 
     def validate(self) -> None:
         """As for ZeroUnlearn, and the fields of this variant."""

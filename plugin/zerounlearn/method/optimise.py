@@ -9,8 +9,10 @@ layers and requests share their batches: rows join the replay at the block above
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -31,24 +33,31 @@ log = logging.getLogger(__name__)
 
 # Below this total loss a vector is done (published code).
 _DONE = 0.05
+# Tokens that go through the blocks at a time: enough for matrix products at full speed, few enough for caches.
+_PASS_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One vector to find: add δ at `layer`, to the block's output or to what its down projection writes."""
+    """One vector to find: add δ at `layer`, to the block's output or to what its down projection writes.
+
+    The loss is the target's NLL, or with `unlikely` > 0 that many times its unlikelihood −log(1 − p) (Welleck et al.
+    2020, arXiv 1908.04319).
+    """
 
     request: Request
     target: tuple[int, ...]
     layer: int
     at: Literal["block", "projection"]
+    unlikely: float = 0.0
 
 
 @dataclass(frozen=True)
 class Solution:
     """What `optimise` found, one row a problem, in the order given.
 
-    `vectors` (n, d) is v0 + δ; `initial` and `final` are the target's mean NLL in nats per token before
-    and after; `steps` counts Adam updates.
+    `vectors` (n, d) is v0 + δ; `initial` and `final` are the target's loss before and after, its mean NLL in nats
+    per token or what `Problem` says; `steps` counts Adam updates.
     """
 
     vectors: Tensor
@@ -67,59 +76,60 @@ class _Row:
     targets: tuple[int, ...]
 
 
-class _Group:
-    """Rows that are replayed together: one length from the edited position on, one last block, one loss."""
+class _Pass:
+    """Rows that go through the blocks together, up to the same last one; `targets` come first among the reads."""
 
     def __init__(
         self, tape: Tape, rows: Sequence[_Row], sequences: Sequence[int], problems: Sequence[Problem],
         last: int, contexts: int, *, whole: bool,
     ) -> None:  # fmt: skip
         device = next(iter(tape.outputs.values())).device
-        order = sorted(range(len(rows)), key=lambda i: problems[rows[i].problem].layer)
-        self.rows = [rows[i] for i in order]
         self.last = last
-        self.layers = [problems[row.problem].layer for row in self.rows]
-        self.problem = torch.tensor([row.problem for row in self.rows], device=device)
-        start = torch.tensor([row.position for row in self.rows], device=device)
-        size = len(self.rows[0].ids) - self.rows[0].position
-        sequence = torch.tensor([sequences[i] for i in order], device=device)
-        self.suffix = Suffix(tape, sequence, start, size, whole=whole)
-        targets = [
-            (i, len(row.ids) - max(len(row.targets), 1) + j, token)
-            for i, row in enumerate(self.rows)
-            for j, token in enumerate(row.targets or (-1,))
+        self.layers = [problems[row.problem].layer for row in rows]
+        assert self.layers == sorted(self.layers)
+        self.owner = torch.tensor([row.problem for row in rows], device=device)
+        start = torch.tensor([row.position for row in rows], device=device)
+        self.suffix = Suffix(
+            tape, torch.tensor(sequences, device=device), start, [len(row.ids) - row.position for row in rows],
+            whole=whole,
+        )  # fmt: skip
+        reads = [
+            (i, len(row.ids) - len(row.targets) + j, token)
+            for i, row in enumerate(rows)
+            for j, token in enumerate(row.targets)
         ]
-        self.read_row = torch.tensor([t[0] for t in targets], device=device)
-        shift = start - self.suffix.offset
-        self.read_at = torch.tensor([t[1] for t in targets], device=device) - shift[self.read_row]
-        self.read_token = torch.tensor([t[2] for t in targets], device=device)
+        self.targets = len(reads)
+        reads += [(i, row.position, -1) for i, row in enumerate(rows) if not row.targets]
+        row, position, token = torch.tensor(reads, device=device).T
+        self.read_owner = self.owner[row]
+        self.read_at = self.suffix.first[row] + position - start[row]
+        self.read_from = (self.suffix.sequence[row], position)
+        self.token = token[: self.targets]
         # A problem's loss is the mean over its contexts of the mean over each one's targets.
-        self.divisor = torch.tensor([max(len(row.targets), 1) * contexts for row in self.rows], device=device)[
-            self.read_row
-        ]
+        sizes = torch.tensor([max(len(row.targets), 1) * contexts for row in rows], device=device)
+        self.divisor = sizes[row[: self.targets]]
+        weights = torch.tensor([problems[row.problem].unlikely for row in rows], device=device)
+        self.unlikely = weights[row[: self.targets]]
 
     def hidden(self, delta: Tensor | None) -> Tensor:
-        """Hidden states (rows, positions, d) after block `last`, with δ (problems, d) added where it belongs."""
+        """Hidden states (reads, d) after block `last`, with δ (problems, d) added where it belongs."""
         entered = 0
         hidden: Tensor | None = None
         for block in range(self.layers[0], self.last + 1):
-            if block > self.layers[0] and hidden is not None:
-                hidden = self.suffix.run(block, hidden)
-            upto = sum(layer <= block for layer in self.layers)
+            if hidden is not None:
+                hidden = self.suffix.run(block, hidden, entered)
+            upto = bisect_right(self.layers, block)
             if upto > entered:
                 rows = slice(entered, upto)
                 new = self.suffix.enter(block, rows)
                 if delta is not None:
-                    spot = F.one_hot(self.suffix.offset[rows], new.shape[1]).to(new.dtype)
-                    new = new + spot[:, :, None] * delta[self.problem[rows], None].to(new.dtype)
-                hidden = new if hidden is None else torch.cat([hidden, new])
+                    at = (self.suffix.first[rows] - self.suffix.bounds[entered]).to(new.device)
+                    own = delta[self.owner[rows]].to(new.device, new.dtype)
+                    new = new.index_add(0, at, own)
+                hidden = new if hidden is None else torch.cat([hidden.to(new.device), new])
                 entered = upto
         assert hidden is not None
-        return hidden
-
-    def read(self, hidden: Tensor) -> Tensor:
-        """Hidden states (targets, d) at the positions that the loss is read from."""
-        return hidden[self.read_row, self.read_at]
+        return hidden[self.read_at.to(hidden.device)]
 
 
 def build(
@@ -189,8 +199,8 @@ def _optimise_chunk(
     bar: Any,
 ) -> Solution:
     rows = build(tokenizer, problems, prefixes, hparams)
-    unique = {ids: i for i, ids in enumerate(dict.fromkeys(row.ids for row in rows))}
-    ids, mask = pad(list(unique), filler_id(tokenizer), layout.device)
+    sequences, sequence_of = _distinct(row.ids for row in rows)
+    ids, mask = pad(sequences, filler_id(tokenizer), layout.device)
     depth = len(layout.blocks)
     lowest = min(p.layer for p in problems)
     tape = record(
@@ -203,35 +213,36 @@ def _optimise_chunk(
     per_problem = len(rows) // len(problems)
     contexts = per_problem - 1
     bare = [rows[i * per_problem] for i in range(len(problems))]
+    found = [(tape.outputs if p.at == "block" else tape.written)[p.layer] for p in problems]
     origin = torch.stack([
-        (tape.outputs if p.at == "block" else tape.written)[p.layer][unique[row.ids], row.position].to(layout.device)
-        for p, row in zip(problems, bare, strict=True)
+        states[sequence_of[row.ids], row.position].to(layout.device) for states, row in zip(found, bare, strict=True)
     ])  # fmt: skip
     work = torch.float64 if origin.dtype == torch.float64 else torch.float32
     origin = origin.to(work)
 
-    def group_up(active: set[int], *, whole: bool) -> list[_Group]:
-        found: dict[tuple[int, int, bool], list[_Row]] = {}
-        for row in rows:
+    def passes(active: set[int], *, whole: bool) -> list[_Pass]:
+        by_last: dict[int, list[_Row]] = {}
+        for row in sorted(rows, key=lambda row: problems[row.problem].layer):
             if row.problem in active:
                 last = depth - 1
                 if row.targets and hparams.v_loss_layer is not None:
                     last = max(hparams.v_loss_layer, problems[row.problem].layer)
-                found.setdefault((last, len(row.ids) - row.position, bool(row.targets)), []).append(row)
+                by_last.setdefault(last, []).append(row)
         return [
-            _Group(tape, members, [unique[r.ids] for r in members], problems, last, contexts, whole=whole)
-            for (last, _, _), members in sorted(found.items())
+            _Pass(tape, part, [sequence_of[r.ids] for r in part], problems, last, contexts, whole=whole)
+            for last, members in sorted(by_last.items())
+            for part in _even_parts(members, [ids.shape[1] if whole else len(r.ids) - r.position for r in members])
         ]
 
     active = set(range(len(problems)))
-    whole = not _replay_agrees(group_up(active, whole=False), tape)
-    if whole and not _replay_agrees(group_up(active, whole=True), tape):
+    whole = not _replay_agrees(passes(active, whole=False), tape)
+    if whole and not _replay_agrees(passes(active, whole=True), tape):
         raise LayoutError(
             f"{type(layout.model).__name__}: replaying its blocks does not give its own outputs; "
             "its layers depend on more than their arguments"
         )
-    groups = group_up(active, whole=whole)
-    reference: dict[int, Tensor] = {}
+    batch = passes(active, whole=whole)
+    reference: Tensor | None = None
     delta = torch.zeros_like(origin, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=hparams.v_lr)
     bound = hparams.clamp_norm_factor * origin.norm(dim=1)
@@ -243,21 +254,21 @@ def _optimise_chunk(
         optimiser.zero_grad()
         nll, kl = torch.zeros_like(initial), torch.zeros_like(initial)
         with torch.set_grad_enabled(stepping):
-            for group in groups:
-                logits = layout.logits(group.read(group.hidden(delta))).to(work)
-                owner = group.problem[group.read_row]
-                if group.rows[0].targets:
-                    each = F.cross_entropy(logits, group.read_token, reduction="none") / group.divisor
-                    loss = torch.zeros_like(nll).index_add(0, owner, each)
-                    nll += loss.detach()
-                else:
-                    log_p = logits.log_softmax(-1)
+            for one in batch:
+                log_p = layout.logits(one.hidden(delta)).to(work).log_softmax(-1)
+                here, kept = one.read_owner.to(log_p.device).split([one.targets, len(log_p) - one.targets])
+                loss = torch.zeros_like(nll).index_add(0, here, _target_loss(log_p[: one.targets], one) / one.divisor)
+                nll += loss.detach()
+                if len(kept):
+                    at_subject = log_p[one.targets :]
+                    if reference is None:
+                        reference = at_subject.new_empty(len(problems), at_subject.shape[1])
                     if step == 0:
-                        reference |= dict(zip(owner.tolist(), log_p.detach(), strict=True))
-                    before = torch.stack([reference[i] for i in owner.tolist()])
-                    each = hparams.kl_factor * F.kl_div(log_p, before, reduction="none", log_target=True).sum(-1)
-                    loss = torch.zeros_like(kl).index_add(0, owner, each)
-                    kl += loss.detach()
+                        reference[kept] = at_subject.detach()
+                    each = F.kl_div(at_subject, reference[kept], reduction="none", log_target=True).sum(-1)
+                    divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each)
+                    kl += divergence.detach()
+                    loss = loss + divergence
                 if stepping:
                     loss.sum().backward()
             decay = hparams.v_weight_decay * delta.norm(dim=1) / origin.norm(dim=1).square()
@@ -277,7 +288,7 @@ def _optimise_chunk(
         bar.update()
         if finished:
             active -= finished
-            groups = group_up(active, whole=whole)
+            batch = passes(active, whole=whole)
         if not active or not stepping:
             bar.update(hparams.v_num_grad_steps - step - 1)
             break
@@ -292,26 +303,58 @@ def _optimise_chunk(
     return Solution((origin + delta.detach()), initial, final, steps)
 
 
+def _target_loss(log_p: Tensor, one: _Pass) -> Tensor:
+    """The NLL of each target read, or its weighted unlikelihood."""
+    token = one.token.to(log_p.device)[:, None]
+    nll = -log_p.gather(1, token)[:, 0]
+    if not bool(one.unlikely.any()):
+        return nll
+    others = log_p.scatter(1, token, float("-inf")).logsumexp(-1)
+    return torch.where(one.unlikely > 0, -one.unlikely * others, nll)
+
+
+def _distinct(rows: Iterable[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], int]]:
+    """The sequences that are no beginning of another, and by every beginning of theirs where it is found.
+
+    Attention is causal: what a decoder computes at a position does not depend on what follows.
+    """
+    kept: list[tuple[int, ...]] = []
+    found: dict[tuple[int, ...], int] = {}
+    for ids in sorted(dict.fromkeys(rows), key=len, reverse=True):
+        if ids not in found:
+            for end in range(1, len(ids) + 1):
+                found.setdefault(ids[:end], len(kept))
+            kept.append(ids)
+    return kept, found
+
+
+def _even_parts(rows: Sequence[_Row], sizes: Sequence[int]) -> list[list[_Row]]:
+    """The rows in order, in as few parts as hold `_PASS_TOKENS` tokens each, and about equally many."""
+    count = -(-sum(sizes) // _PASS_TOKENS)
+    parts: list[list[_Row]] = [[] for _ in range(count)]
+    for row, end in zip(rows, accumulate(sizes), strict=True):
+        parts[min((end - 1) * count // sum(sizes), count - 1)].append(row)
+    return [part for part in parts if part]
+
+
 @torch.no_grad()
-def _replay_agrees(groups: Sequence[_Group], tape: Tape) -> bool:
-    """Whether replaying with δ = 0 gives what the model itself gave."""
+def _replay_agrees(batch: Sequence[_Pass], tape: Tape) -> bool:
+    """Whether replaying with δ = 0 gives what the model itself gave; looked at in one pass that runs to the end."""
     last = max(tape.outputs)
-    for group in groups:
-        if group.last != last:
-            continue
-        try:
-            replayed = group.read(group.hidden(None))
-        except (AttributeError, TypeError, RuntimeError) as error:
-            log.info("suffix replay is not possible here (%s); whole rows are replayed", error)
-            return False
-        absolute = group.read_at + (group.suffix.start - group.suffix.offset)[group.read_row]
-        own = tape.outputs[last][group.suffix.sequence[group.read_row], absolute]
-        tolerance = 50 * torch.finfo(own.dtype).eps ** 0.75
-        gap = (replayed - own).float().norm() / own.float().norm()
-        if not gap < tolerance:
-            log.info("suffix replay differs by %.1e; whole rows are replayed", float(gap))
-            return False
-    return True
+    one = next((one for one in batch if one.last == last), None)
+    if one is None:
+        return True
+    try:
+        replayed = one.hidden(None)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        log.info("suffix replay is not possible here (%s); whole rows are replayed", error)
+        return False
+    own = tape.outputs[last][one.read_from]
+    gap = (replayed - own).float().norm() / own.float().norm()
+    if gap < 50 * torch.finfo(own.dtype).eps ** 0.75:
+        return True
+    log.info("suffix replay differs by %.1e; whole rows are replayed", float(gap))
+    return False
 
 
 @torch.no_grad()

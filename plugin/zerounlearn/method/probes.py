@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +13,9 @@ from zerounlearn.method.request import Request
 
 Items = tuple[tuple[str, str], ...]
 """(prompt, answer) pairs."""
+
+Verdict = tuple[bool, float]
+"""Whether the answer is said, all its tokens arg-max under teacher forcing, and its probability."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,12 @@ class Probes:
             spe_unrelated=kept(unrelated, shown),
         )
 
-    def known(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Probes:
-        """The same without what the model does not say anyway; forget prompts and paraphrases stay."""
-        verdicts = self._verdicts(model, tokenizer)
-        sure = {name: tuple(i for i in items if verdicts[i][0]) for name, items in self._parts() if name[:3] == "spe"}
-        return Probes(self.eff, self.gen, **sure)
+    def items(self) -> list[tuple[str, str]]:
+        """Every pair once."""
+        return list(dict.fromkeys(item for _, part in self._parts() for item in part))
 
-    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def means(self, verdicts: Mapping[tuple[str, str], Verdict]) -> dict[str, float]:
         """Shares in [0, 1] by name, and `{name}_probability`, the answers' mean; nothing for an empty part."""
-        verdicts = self._verdicts(model, tokenizer)
         found: dict[str, float] = {}
         for name, items in self._parts():
             if items:
@@ -78,12 +78,19 @@ class Probes:
                 found[f"{name}_probability"] = sum(verdicts[item][1] for item in items) / len(items)
         return found
 
+    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """`means` of a model as it is."""
+        return self.means(self._verdicts(model, tokenizer))
+
+    def known(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Probes:
+        """The same without what the model does not say anyway; forget prompts and paraphrases stay."""
+        verdicts = self._verdicts(model, tokenizer)
+        sure = {name: tuple(i for i in items if verdicts[i][0]) for name, items in self._parts() if name[:3] == "spe"}
+        return Probes(self.eff, self.gen, **sure)
+
     def _parts(self) -> list[tuple[str, Items]]:
         return [(f.name, getattr(self, f.name)) for f in fields(self)]
 
-    def _verdicts(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> dict[tuple[str, str], tuple[bool, float]]:
-        items = list(dict.fromkeys(item for _, part in self._parts() for item in part))
-        scores = score(model, tokenizer, items)
-        return {item: (s.said, s.probability) for item, s in zip(items, scores, strict=True)}
+    def _verdicts(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[tuple[str, str], Verdict]:
+        items = self.items()
+        return {item: (s.said, s.probability) for item, s in zip(items, score(model, tokenizer, items), strict=True)}

@@ -18,54 +18,42 @@ from transformers import PreTrainedModel
 import zerounlearn
 from zerounlearn.files import write_text
 from zerounlearn.method.forget_set import Fact
+from zerounlearn.method.probes import Verdict
 from zerounlearn.method.unlearn import LayerOutcome
 from zerounlearn.model.layout import input_device
-
-Hit = tuple[bool, float]
-"""Whether the answer is said (all its tokens arg-max under teacher forcing), and its probability."""
 
 
 @dataclass(frozen=True)
 class Measured:
     """One fact at one time: its prompt, paraphrases, neighbours of its relation, others, greedy completion."""
 
-    forget: Hit
-    paraphrases: Sequence[Hit]
-    neighbours: Sequence[Hit]
-    others: Sequence[Hit]
+    forget: Verdict
+    paraphrases: Sequence[Verdict]
+    neighbours: Sequence[Verdict]
+    others: Sequence[Verdict]
     completion: str
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Means over a forget set; shares in [0, 1], None where there was nothing to measure.
+    """Means over all that was asked at one time, see `Probes`; None where there was nothing to measure.
 
-    `eff` ↓ and `gen` ↓ are the shares of prompts and paraphrases that still give the sensitive answer,
-    `spe` ↑ the share of neighbours and `spe_other` ↑ of other facts that give their own.
+    `ppl` is the perplexity on held-out text; each `_probability` is the answers' mean probability.
     """
 
     eff: float
-    gen: float | None
-    spe: float | None
-    spe_other: float | None
-    ppl: float | None
     eff_probability: float
-    gen_probability: float | None
-    spe_probability: float | None
-
-    @classmethod
-    def of(cls, measured: Sequence[Measured], ppl: float | None) -> Phase:
-        """Means over all prompts of a kind."""
-        forget = [m.forget for m in measured]
-        paraphrases = [h for m in measured for h in m.paraphrases]
-        neighbours = [h for m in measured for h in m.neighbours]
-        others = [h for m in measured for h in m.others]
-        eff, eff_p = _mean(forget, 0), _mean(forget, 1)
-        assert eff is not None and eff_p is not None  # a forget set is never empty
-        return cls(
-            eff, _mean(paraphrases, 0), _mean(neighbours, 0), _mean(others, 0), ppl,
-            eff_p, _mean(paraphrases, 1), _mean(neighbours, 1),
-        )  # fmt: skip
+    gen: float | None = None
+    gen_probability: float | None = None
+    spe: float | None = None
+    spe_probability: float | None = None
+    spe_relation: float | None = None
+    spe_relation_probability: float | None = None
+    spe_subject: float | None = None
+    spe_subject_probability: float | None = None
+    spe_unrelated: float | None = None
+    spe_unrelated_probability: float | None = None
+    ppl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +81,9 @@ class Report:
     layers: list[LayerOutcome]
     seconds: dict[str, float]
     prefixes: list[str]
-    neutral_nll: tuple[float, float]
-    sensitive_nll: tuple[float, float]
+    retained: int
+    z_loss: tuple[float, float]
+    sensitive_loss: tuple[float, float]
     hparams: dict[str, Any]
     fingerprints: dict[str, str]
     environment: dict[str, str] = field(default_factory=dict)
@@ -131,10 +120,6 @@ def environment(model: PreTrainedModel) -> dict[str, str]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
     }
-
-
-def _mean(hits: Sequence[Hit], column: int) -> float | None:
-    return sum(float(hit[column]) for hit in hits) / len(hits) if hits else None
 
 
 def _cell(text: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,12 +14,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
+from zerounlearn.core.on_keys import factor_keys, solve_on_keys
 from zerounlearn.core.solve import LowRankUpdate, factor_base, leakage, relative_change, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
-from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.errors import ConfigError, IllPosedError, RequestError
 from zerounlearn.method.contexts import sample_prefixes
 from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
-from zerounlearn.method.lineage import Lineage
+from zerounlearn.method.lineage import Lineage, Trace
 from zerounlearn.method.optimise import Problem, Solution, optimise
 from zerounlearn.method.request import Request, check_requests, target_ids
 from zerounlearn.method.statistics import Corpus, digest, lineage_kept, second_moments
@@ -40,33 +41,49 @@ _RANK_TOLERANCE = 1e-6
 class LayerOutcome:
     """What was done to one layer, measured on the weight as written.
 
-    `leakage` is ‖QᵀW'K‖/‖QᵀWK‖, `relative_change` ‖W'−W‖/‖W‖, `rank` that of Q, `form` says which problem was
-    solved, `distance` is the mean ‖z* − h_L‖ that the layer started from.
+    `leakage` is ‖QᵀW'K‖/‖QᵀWK‖ (None without a Q), `relative_change` ‖W'−W‖/‖W‖, `rounding` the share of the change
+    that the weight's dtype lost, `rank` that of Q, `kept` the number of keys of the retain set and of earlier edits
+    that took part, `form` says which problem was solved, `distance` is the mean ‖target − h_L‖ that the layer started
+    from.
     """
 
     layer: int
-    leakage: float
+    leakage: float | None
     relative_change: float
+    rounding: float
     rank: int
+    kept: int
     form: str
     distance: float
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What was found before the first edit: z* (n, d), V_u (n, d) by layer where it was wanted, and the contexts.
+
+    They depend on the model, the requests and the `v_*` of a run, but not on how the layers are solved for.
+    """
+
+    z: Tensor
+    V: dict[int, Tensor]
+    prefixes: list[str]
 
 
 @dataclass
 class Outcome:
     """The result of one `unlearn`: what changed, what it was made from, and how long each stage took.
 
-    `statistics` names the corpus and gives a digest of each layer's C; the two NLLs are means in nats per token
-    before and after the optimisation of z* and V_u.
+    `statistics` names the corpus and gives a digest of each layer's C; the two losses are means before and after the
+    optimisation of z* and V_u, in nats per token: NLLs, or for z* by `z_objective: suppress` −log(1 − p), weighted.
     """
 
     originals: dict[str, Tensor]
     layers: list[LayerOutcome] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    prefixes: list[str] = field(default_factory=list)
+    vectors: Vectors | None = None
     statistics: dict[str, str] = field(default_factory=dict)
-    neutral_nll: tuple[float, float] = (0.0, 0.0)
-    sensitive_nll: tuple[float, float] = (0.0, 0.0)
+    z_loss: tuple[float, float] = (0.0, 0.0)
+    sensitive_loss: tuple[float, float] = (0.0, 0.0)
 
 
 def find_layout(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
@@ -108,6 +125,7 @@ def unlearn(
     corpus: Corpus | None,
     *,
     retain: Sequence[Request] = (),
+    vectors: Vectors | None = None,
 ) -> Outcome:
     """Forget `requests`, in place. If anything fails, the weights are as they were, bit for bit.
 
@@ -117,7 +135,9 @@ def unlearn(
         requests: the forget set.
         hparams: the run's hyperparameters.
         corpus: ordinary text behind C; None only with `mom2_adjustment: false`.
-        retain: facts to keep; their keys join C with weight `retain_KKT_lam`.
+        retain: facts to keep, of which only the prompts are read; their keys join C with weight `retain_KKT_lam`.
+        vectors: of an earlier run on the same weights and requests, with the same `v_*`, layers and seed, for runs
+            that differ in nothing but how the layers are solved for.
 
     Raises:
         RequestError, LayoutError, StatisticsError, IllPosedError: before any weight is changed, or with the
@@ -125,6 +145,9 @@ def unlearn(
     """
     requests = check_requests(requests)
     hparams.validate()
+    both = {r.prompt for r in requests} & {r.prompt for r in retain}
+    if both:
+        raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
     if (corpus is not None) != hparams.mom2_adjustment:
         raise ConfigError(
             f"mom2_adjustment={hparams.mom2_adjustment} {'needs a' if corpus is None else 'goes without a'} corpus"
@@ -146,101 +169,150 @@ def unlearn(
                     f"C of layer {i}": digest(moments[i])
                     for i in moments  # items() would hold two at a time
                 }
-        with clock("contexts"):
-            generator = torch.Generator().manual_seed(hparams.seed)
-            prefixes = sample_prefixes(
-                model, tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
-            )
-            outcome.prefixes = prefixes
-        with clock("vectors"):
-            z, V = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, outcome)
+        if vectors is None:
+            with clock("contexts"):
+                generator = torch.Generator().manual_seed(hparams.seed)
+                prefixes = sample_prefixes(
+                    model, tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
+                )
+            with clock("vectors"):
+                vectors = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, outcome)
+        elif (
+            hparams.orthogonality != "none"
+            and hparams.sensitive_from == "original"
+            and set(vectors.V) != set(hparams.layers)
+        ):
+            raise ConfigError(f"vectors hold V_u of layers {sorted(vectors.V)}, and {hparams.layers} are to be edited")
+        outcome.vectors = vectors
+        z, V, prefixes = vectors.z, dict(vectors.V), vectors.prefixes
         with clock("keys"):
-            walk = _Walk(layout, tokenizer, [*requests, *retain], prefixes, hparams)
+            walk = _Walk(layout, tokenizer, requests, prefixes, hparams)
+            kept = _Walk(layout, tokenizer, retain, [], hparams) if retain else None
+            target = walk.target(z)
         for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
             with clock("vectors"):
-                if layer not in V:
+                if layer not in V and hparams.orthogonality != "none":
                     V[layer] = _sensitive(layout, tokenizer, requests, [layer], prefixes, hparams).vectors
             with clock("keys"):
                 keys = walk.keys(layer)
-                distance = z - walk.final_hidden(layer)[: len(requests)]
+                keep = kept.keys(layer) if kept else keys[:0]
+                distance = target - walk.final_hidden(layer)
             with clock("solve"):
+                remaining = len(hparams.layers) - i
                 outcome.layers.append(
                     _edit_layer(
-                        layout, layer, moments.get(layer), keys, distance, V[layer],
-                        len(hparams.layers) - i, len(requests), hparams,
+                        layout, layer, moments.get(layer), keys, keep, distance / remaining, V.get(layer), hparams
                     )
-                )  # fmt: skip
+                )
+                outcome.layers[-1] = replace(outcome.layers[-1], distance=float(distance.norm(dim=1).mean()))
             log.info("%s", outcome.layers[-1])
             with clock("keys"):
-                walk.advance(layer)
+                for each in filter(None, (walk, kept)):
+                    each.advance(layer)
     return outcome
 
 
 def _edit_layer(
-    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, distance: Tensor, V: Tensor,
-    remaining: int, n: int, hparams: ZeroUnlearnHyperParams,
+    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, R: Tensor, V: Tensor | None,
+    hparams: ZeroUnlearnHyperParams,
 ) -> LayerOutcome:  # fmt: skip
-    """Solve for one layer and write its weight. `keys` holds the forget set's n rows, then the retain set's."""
+    """Solve for one layer and write its weight: `keys` get the residuals `R`, `keep` stays."""
     where = f"layer {layer}"
     name = layout.weight_names[layer]
     W = layout.read(layer)
     solver = torch.device("cpu") if W.device.type == "mps" else W.device
-    W, keys, R, V = (x.to(solver) for x in (W, keys, distance / remaining, V))
-    Q = orthonormal_basis(V, rtol=_RANK_TOLERANCE)
+    W, keys, keep, R = (x.to(solver) for x in (W, keys, keep, R))
+    Q = orthonormal_basis(V.to(solver), rtol=_RANK_TOLERANCE) if V is not None else W.new_zeros(W.shape[0], 0).double()
     lineage = Lineage.of(layout.model)
-    lost = lineage.lost(name, W)
-    if isinstance(hparams, ZeroUnlearnGDHyperParams):
-        update, form = _additive(W, C, keys, R, Q, n, hparams, where)
-    else:
-        base = factor_base(
-            W, C,
-            corpus_weight=hparams.wiki_KKT_lam,
-            ridge=hparams.regularization_lam,
-            keep=keys[n:] if len(keys) > n else None,
-            keep_weight=hparams.retain_KKT_lam,
-            lost=lost,
-            dtype=getattr(torch, hparams.solve_dtype),
-            where=where,
-        )  # fmt: skip
-        update = solve_update(
-            W, base, keys[:n], R, Q,
-            forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where,
-        )  # fmt: skip
-        form = f"closed form, cond(B₀) ≥ {base.condition():.1e}"
+    earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
     before = W.clone()
+    # One weight for both kinds of keys to keep: what earlier edits mapped is held as firmly as they mapped it.
+    held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
+    kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
+    directions = W.new_zeros(W.shape[0], 0)
+    if isinstance(hparams, ZeroUnlearnGDHyperParams):
+        update, form = _additive(W, C, keys, kept, R, Q, hparams, where)
+    elif hparams.orthogonality == "output":
+        # What earlier edits took away must not come back with R, so it is projected out again.
+        P = Q if lost is None else orthonormal_basis(torch.cat([lost, Q], dim=1).mT, rtol=_RANK_TOLERANCE)
+        update, form = _multiplicative(W, C, keys, kept, R, P, lost, hparams, where)
+        directions = P if hparams.projection_eps == 0 else directions
+    else:
+        update, form = _on_keys(W, C, keys, kept, R, Q, hparams, where)
     edited = update.apply(W)
     if not torch.isfinite(edited.to(W.dtype)).all():
         raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32")
     layout.write(layer, edited)
-    if hparams.projection_eps == 0 and not isinstance(hparams, ZeroUnlearnGDHyperParams):
-        lineage.lose(name, lost, Q)
     written = layout.read(layer).to(solver)
+    lineage.add(name, earlier, Trace.of(keys, written, directions), written)
     return LayerOutcome(
         layer=layer,
-        leakage=leakage(Q, before, written, keys[:n]),
+        leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
         relative_change=relative_change(before, written),
+        rounding=float(torch.linalg.norm(written.double() - edited) / torch.linalg.norm(edited - before.double())),
         rank=Q.shape[1],
+        kept=len(kept),
         form=form,
-        distance=float(distance.norm(dim=1).mean()),
+        distance=0.0,
     )
+
+
+def _multiplicative(
+    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, lost: Tensor | None,
+    hparams: ZeroUnlearnHyperParams, where: str,
+) -> tuple[LowRankUpdate, str]:  # fmt: skip
+    """The published closed form W ← D W."""
+    base = factor_base(
+        W, C,
+        corpus_weight=hparams.wiki_KKT_lam,
+        ridge=hparams.regularization_lam,
+        keep=kept if len(kept) else None,
+        keep_weight=1.0,
+        lost=lost,
+        dtype=getattr(torch, hparams.solve_dtype),
+        where=where,
+    )  # fmt: skip
+    update = solve_update(
+        W, base, keys, R, Q, forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where
+    )
+    return update, f"closed form, cond(B₀) ≥ {base.condition():.1e}"
+
+
+def _on_keys(
+    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, hparams: ZeroUnlearnHyperParams,
+    where: str,
+) -> tuple[LowRankUpdate, str]:  # fmt: skip
+    """Ours, W ← W + Δ, which changes what the layer writes for keys like the forget keys and for no others."""
+    factor = factor_keys(
+        W, C,
+        corpus_weight=hparams.wiki_KKT_lam,
+        ridge=hparams.regularization_lam,
+        keep=kept if len(kept) else None,
+        keep_weight=1.0,
+        exactly=hparams.retain_exactly,
+        dtype=getattr(torch, hparams.solve_dtype),
+        where=where,
+    )  # fmt: skip
+    update = solve_on_keys(W, factor, keys, R, Q, forget_weight=hparams.forget_KKT_lam, where=where)
+    return update, "additive on the forget keys" + (", orthogonal there" if Q.shape[1] else "")
 
 
 def _additive(
     W: Tensor,
     C: Tensor | None,
     keys: Tensor,
+    kept: Tensor,
     R: Tensor,
     Q: Tensor,
-    n: int,
     hparams: ZeroUnlearnGDHyperParams,
     where: str,
 ) -> tuple[LowRankUpdate, str]:
-    """ZeroUnlearn-GD's update of one layer; a retain set's keys join C with weight `retain_KKT_lam`."""
+    """ZeroUnlearn-GD's W ← W + Δ, whose free space is that of C and the keys to keep."""
     if C is None:
         raise ConfigError("mom2_adjustment=False: ZeroUnlearn-GD keeps what C uses, and cannot do without it")
     C = C.to(W.device).double()
-    if len(keys) > n:
-        C = C.addmm(keys[n:].mT.double(), keys[n:].double(), alpha=hparams.retain_KKT_lam)
+    if len(kept):
+        C = C.addmm(kept.mT.double(), kept.double())
     space = free_space(C, hparams.nullspace_threshold, hparams.nullspace_rule, where=where)
     if not space.directions:
         log.warning(
@@ -249,10 +321,10 @@ def _additive(
         )  # fmt: skip
     weights = Weights(hparams.sensitive_weight, hparams.target_weight, hparams.norm_weight)
     if hparams.solver == "exact":
-        update = solve_exact(W, space, keys[:n], R, Q, weights)
+        update = solve_exact(W, space, keys, R, Q, weights)
     else:
         with torch.enable_grad():
-            update = solve_adam(W, space, keys[:n], R, Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
+            update = solve_adam(W, space, keys, R, Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
     return update, f"null space of {space.directions} directions" if space.directions else "soft null space"
 
 
@@ -264,18 +336,24 @@ def _vectors(
     prefixes: Sequence[str],
     hparams: ZeroUnlearnHyperParams,
     outcome: Outcome,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """z* (n, d) at the last edited layer and, for `sensitive_from: original`, V_u (n, d) of every layer."""
-    problems = [Problem(r, t, hparams.layers[-1], "block") for r, t in zip(requests, neutral, strict=True)]
-    if hparams.sensitive_from == "original":
+) -> Vectors:
+    """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
+    last = hparams.layers[-1]
+    if hparams.z_objective == "suppress":
+        weight = hparams.suppress_weight
+        first = [tuple(continuation(tokenizer, r.prompt, r.answer)[:1]) for r in requests]
+        problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, first, strict=True)]
+    else:
+        problems = [Problem(r, t, last, "block") for r, t in zip(requests, neutral, strict=True)]
+    if hparams.sensitive_from == "original" and hparams.orthogonality != "none":
         problems += _sensitive_problems(tokenizer, requests, hparams.layers)
     found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
     n = len(requests)
-    outcome.neutral_nll = (float(found.initial[:n].mean()), float(found.final[:n].mean()))
+    outcome.z_loss = (float(found.initial[:n].mean()), float(found.final[:n].mean()))
     if len(problems) > n:
-        outcome.sensitive_nll = (float(found.initial[n:].mean()), float(found.final[n:].mean()))
+        outcome.sensitive_loss = (float(found.initial[n:].mean()), float(found.final[n:].mean()))
     parts = found.vectors[n:].split(n) if len(problems) > n else []
-    return found.vectors[:n], dict(zip(hparams.layers, parts, strict=False))
+    return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), list(prefixes))
 
 
 def _sensitive_problems(
@@ -300,7 +378,9 @@ def _sensitive(
 class _Walk:
     """Keys of the requests at one edited layer after another, on the weights as they are by then.
 
-    The model runs once, up to the first edited layer; from there only the edited layers are replayed.
+    The model runs once, up to the first edited layer; from there only the edited layers are replayed. A request has
+    one key, the mean over its contexts, or with `context_keys: each` one a context; what is returned has a row a key,
+    context by context, the bare prompts' first.
     """
 
     def __init__(
@@ -308,6 +388,7 @@ class _Walk:
         prefixes: Sequence[str], hparams: ZeroUnlearnHyperParams,
     ) -> None:  # fmt: skip
         self.layout, self.layers, self.requests = layout, hparams.layers, len(requests)
+        self.each, self.strength = hparams.context_keys == "each", hparams.strength
         rows: list[list[int]] = []
         self.positions: list[int] = []
         for prefix in ("", *prefixes):  # context-major: row c * n + i is request i in context c
@@ -337,33 +418,41 @@ class _Walk:
 
     @torch.no_grad()
     def keys(self, layer: int) -> Tensor:
-        """K (n, m): the mean over the two context groups, each averaged in itself (as MEMIT does)."""
+        """K (rows, m); the mean is over the two context groups, each averaged in itself (as MEMIT does)."""
         parts = []
         with inputs_of({layer: self.layout.projections[layer]}) as seen:
             for tape, hidden in zip(self.tapes, self.hidden, strict=True):
                 tape.run(layer, hidden)
                 parts.append(seen[layer])
         rows = self._gather(parts).double() if parts[0].device.type != "mps" else self._gather(parts).float()
+        if self.each:
+            return rows
         by_context = rows.view(-1, self.requests, rows.shape[1])
         groups = [by_context[0], *([by_context[1:].mean(0)] if len(by_context) > 1 else [])]
         return torch.stack(groups).mean(0)
 
     @torch.no_grad()
     def final_hidden(self, layer: int) -> Tensor:
-        """h_L (n, d): the last edited layer's output on the bare prompts, replayed from `layer` on."""
+        """h_L (rows, d): the last edited layer's output, replayed from `layer` on; for mean keys the bare prompts'."""
         found: dict[int, Tensor] = {}
         for batch, tape, hidden in zip(self.batches, self.tapes, self.hidden, strict=True):
-            bare = [at for at, row in enumerate(batch) if row < self.requests]
-            if not bare:
+            wanted = [at for at, row in enumerate(batch) if self.each or row < self.requests]
+            if not wanted:
                 continue
-            rows = torch.tensor(bare, device=hidden.device)
+            rows = torch.tensor(wanted, device=hidden.device)
             state = hidden[rows]
             for block in range(layer, self.layers[-1] + 1):
                 state = tape.run(block, state, rows)
-            for at, part in zip(bare, state, strict=True):
+            for at, part in zip(wanted, state, strict=True):
                 found[batch[at]] = part[self.positions[batch[at]]]
-        z = torch.stack([found[i] for i in range(self.requests)])
-        return z if z.dtype == torch.float64 else z.float()
+        h = torch.stack([found[i] for i in sorted(found)])
+        return h if h.dtype == torch.float64 else h.float()
+
+    def target(self, z: Tensor) -> Tensor:
+        """Where h_L (rows, d) is to go: each row moves as its bare prompt does towards z* (requests, d)."""
+        h = self.final_hidden(self.layers[0])
+        step = self.strength * (z - h[: self.requests])
+        return h + step.repeat(len(h) // self.requests, 1)
 
     @torch.no_grad()
     def advance(self, layer: int) -> None:
