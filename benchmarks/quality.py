@@ -50,7 +50,7 @@ RELATIONS = 6
 # Of each relation at most this many subjects are asked; the rest may be shown to a method that retains.
 HELD_OUT = 8
 UNRELATED = 60
-STRENGTHS = (0.6, 1.2, 3.0)
+STRENGTHS = (0.5, 1.2, 2.0)
 COLUMNS = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated", "ppl")
 
 
@@ -119,8 +119,11 @@ def draw(split: str, n: int, seed: int) -> Draw:
     return Draw(requests, probes, retain)
 
 
-def cell(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]) -> dict[str, list[Any]]:
-    """All runs of one n and seed; z* and V_u are found once for the methods that share them."""
+def group(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]) -> list[dict[str, Any]]:
+    """The base model's row, or those of methods that share z* and V_u, which are then found once.
+
+    No strengths mean the published method and GD, strengths the variant `specific` at these.
+    """
     model, tokenizer, *_ = loaded()
     texts = embedded_held_out_texts()
     drawn = draw(split, n, seed)
@@ -134,50 +137,48 @@ def cell(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Seq
         return load_hparams(ROOT / f"hparams/{name}/smollm2-135m.yaml", fixed)
 
     where = {"n": n, "seed": seed}
-    runs = [{"preset": "base", "algorithm": "none", **where, **measured(), "seconds": 0.0}]
-    front = []
-    plan = [
-        ("paper", hparams("ZeroUnlearn")),
-        ("gd", hparams("ZeroUnlearn-GD")),
-        ("specific", hparams("ZeroUnlearn", "preset=specific")),
-        *(("specific", hparams("ZeroUnlearn", "preset=specific", f"strength={s}")) for s in strengths),
-    ]
-    found: dict[str, Any] = {}
-    for i, (preset, hp) in enumerate(plan):
-        shared = "specific" if preset == "specific" else "published"
+    if strengths:
+        rows = []
+        plan = [("specific", hparams("ZeroUnlearn", "preset=specific", f"strength={s}")) for s in strengths]
+    else:
+        rows = [{"preset": "base", "algorithm": "none", **where, **measured(), "seconds": 0.0}]
+        plan = [("paper", hparams("ZeroUnlearn")), ("gd", hparams("ZeroUnlearn-GD"))]
+    vectors, seconds_of_vectors = None, 0.0
+    for preset, hp in plan:
         start = time.perf_counter()
         outcome = unlearn(
             model, tokenizer, drawn.requests, hp, open_corpus(hp.mom2_dataset),
-            retain=drawn.retain if preset == "specific" else (), vectors=found.get(shared),
+            retain=drawn.retain if strengths else (), vectors=vectors,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        if shared not in found:
-            found[shared], found[f"{shared} seconds"] = outcome.vectors, outcome.seconds["vectors"]
+        if vectors is None:
+            vectors, seconds_of_vectors = outcome.vectors, outcome.seconds["vectors"]
         else:
-            seconds += found[f"{shared} seconds"]
-        row = {
+            seconds += seconds_of_vectors
+        rows.append({
             "preset": preset, "algorithm": hp.alg_name, **where, **measured(), "seconds": seconds,
-            "strength": hp.strength, "retained": len(drawn.retain) if preset == "specific" else 0,
+            "strength": hp.strength, "retained": len(drawn.retain) if strengths else 0,
             "relative_change": [layer.relative_change for layer in outcome.layers],
-        }  # fmt: skip
-        (runs if i < 3 else front).append(row)
+        })  # fmt: skip
         with torch.no_grad():
             for name, weight in outcome.originals.items():
                 model.get_parameter(name).copy_(weight)
         Lineage.of(model).traces.clear()
-        print(preset, n, seed, f"strength {hp.strength:g}", shown(row), f"{seconds:.0f} s", flush=True)
-    return {"runs": runs, "front": front}
+        print(preset, n, seed, f"strength {hp.strength:g}", shown(rows[-1]), f"{seconds:.0f} s", flush=True)
+    return rows
 
 
-def kept_cell(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]) -> dict[str, Any]:
-    """`cell`, from disk if it has been run with the same settings; after a change of code, delete the folder."""
-    settings = [split, n, seed, list(overrides), list(strengths), PRESETS]
+def kept_group(
+    split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]
+) -> list[dict[str, Any]]:
+    """`group`, from disk if it has been run with the same settings; after a change of code, delete the folder."""
+    settings: list[Any] = [split, n, seed, list(overrides), list(strengths), PRESETS if strengths else {}]
     settings += [(ROOT / f"hparams/{name}/smollm2-135m.yaml").read_text() for name in ("ZeroUnlearn", "ZeroUnlearn-GD")]
     key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
     file = CELLS / f"{split}-{n}-{seed}-{key.hexdigest()}.json"
     if not file.exists():
-        write_text(file, json.dumps(cell(split, n, seed, overrides, strengths)))
-    found: dict[str, Any] = json.loads(file.read_text())
+        write_text(file, json.dumps(group(split, n, seed, overrides, strengths)))
+    found: list[dict[str, Any]] = json.loads(file.read_text())
     return found
 
 
@@ -195,12 +196,11 @@ def plot(runs: list[dict[str, Any]], front: list[dict[str, Any]], file: Path) ->
     axes = figure.subplots(1, 3, sharey=True)
     marks = {"base": "o", "paper": "s", "gd": "^"}
     for axis, name in zip(axes, ("spe_relation", "spe_subject", "spe_unrelated"), strict=True):
-        several = front + [r for r in runs if r["preset"] == "specific"]
         for n, colour in zip(sorted({r["n"] for r in runs}), ("#0072B2", "#D55E00", "#009E73"), strict=False):
             line = [
                 (statistics.mean(r[name] for r in rows), 1 - statistics.mean(r["gen"] for r in rows))
-                for s in sorted({r["strength"] for r in several})
-                if (rows := [r for r in several if r["n"] == n and r["strength"] == s])
+                for s in sorted({r["strength"] for r in front})
+                if (rows := [r for r in front if r["n"] == n and r["strength"] == s])
             ]
             axis.plot(*zip(*line, strict=True), "-", color=colour, marker=".", label=f"specific, n = {n}")
             for preset, mark in marks.items():
@@ -227,19 +227,28 @@ def main() -> None:
     args = parser.parse_args()
     model, *_ = loaded()
     env = environment(model) | {"split": args.split, "overrides": args.overrides, "jobs": args.jobs}
-    todo = [(args.split, n, seed, args.overrides, args.strengths) for n in args.n for seed in args.seeds]
+    default = PRESETS["specific"]["strength"]
+    strengths = [default, *(s for s in args.strengths if s != default)]
+    todo = [
+        (args.split, n, seed, args.overrides, several)
+        for n in args.n
+        for several in (strengths, [])
+        for seed in args.seeds
+    ]
     if args.jobs > 1:
         threads = max(1, torch.get_num_threads() // args.jobs)
         with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-            cells = list(pool.map(kept_cell, *zip(*todo, strict=True)))
+            groups = list(pool.map(kept_group, *zip(*todo, strict=True)))
     else:
-        cells = [kept_cell(*each) for each in todo]
-    runs, front = ([row for found in cells for row in found[part]] for part in ("runs", "front"))
+        groups = [kept_group(*each) for each in todo]
+    rows = [row for found in groups for row in found]
+    runs = [row for row in rows if row["preset"] != "specific" or row["strength"] == default]
+    front = [row for row in rows if row["preset"] == "specific"]
     print(f"\n{'preset':10}{'strength':>9}{'n':>4}" + "".join(f"{c:>17}" for c in COLUMNS) + f"{'seconds':>9}")
     for n in args.n:
         for preset in ("base", "paper", "gd", "specific"):
             print_row([r for r in runs if r["n"] == n and r["preset"] == preset], preset, "")
-        for strength in args.strengths:
+        for strength in sorted(strengths):
             print_row([r for r in front if r["n"] == n and r["strength"] == strength], "specific", f"{strength:g}")
     output = args.output or (RESULT if args.split == "evaluation" else None)
     if output:

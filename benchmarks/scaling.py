@@ -265,7 +265,7 @@ def main() -> None:
         record["environment"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     gpu = Gpu(args.rate, args.double, 80e9)
     record["predictions"] = [
-        prediction for gpus in (1, 2, 8) for prediction in predictions(50, 100_000, 512, args.rate, args.double, gpus)
+        prediction for gpus in (1, 2, 8) for prediction in predictions(50, 100_000, 512, gpu, gpus)
     ]
     record["predicted_for"] = asdict(gpu) | {"n": 50, "texts": 100_000, "tokens_a_text": 512}
     write_text(RESULT, json.dumps(record, indent=1) + "\n")

@@ -25,6 +25,7 @@ def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> No
         ("hparams", ROOT / "hparams"),
         ("models", smollm2_path.parent),
         ("data", ROOT / "data"),
+        ("studies", ROOT / "studies"),
     ]:
         target.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(target)

@@ -1,4 +1,4 @@
-"""The command line: `zerounlearn unlearn | stats | models`."""
+"""The command line: `zerounlearn unlearn | stats | study | models`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import click
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 import zerounlearn
 from zerounlearn.errors import ConfigError, OutputError, ZeroUnlearnError
@@ -73,8 +75,8 @@ def unlearn(
 
     hparams = _hparams(hparams_file, overrides, seed)
     facts = load_forget_set(forget)
-    kept = [fact.request for fact in load_forget_set(retain)] if retain else []
-    both = {f.request.prompt for f in facts} & {r.prompt for r in kept}
+    kept = [fact.request for fact in load_forget_set(retain)] if retain else None
+    both = {f.request.prompt for f in facts} & {r.prompt for r in kept or ()}
     if both:
         raise ConfigError(f"--retain and --forget both hold {sorted(both)[0]!r}")
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
@@ -88,10 +90,8 @@ def unlearn(
         return
     with _staged(output) as folder:
         editor = ZeroUnlearnEditor(hparams)
-        report, model = editor.unlearn(facts, retain=kept)
-        model.save_pretrained(folder)
-        _tokenizer(hparams).save_pretrained(folder)
-        report.save(folder)
+        report, _ = editor.unlearn(facts, retain=kept)
+        editor.save(folder, report)
     click.echo(report.to_markdown().split("## Layers")[0].rstrip())
     click.echo(f"\nwritten to {output}")
 
@@ -144,6 +144,71 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@main.command()
+@click.argument("study_file", metavar="STUDY.yaml", type=click.Path(path_type=Path))
+@_OVERRIDES
+@click.option("--dry-run", is_flag=True, help="Check everything that needs no weights, and list the cells.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Here, or on Ray's workers.")
+@click.option("--workers", type=int, default=2, show_default=True, help="Of Ray; each loads the model.")
+@click.option("--gpus-per-worker", type=float, default=0.0, show_default=True, help="Of Ray; 0.5 lets two share one.")
+@click.option("--cpus-per-worker", type=float, default=1.0, show_default=True, help="Of Ray.")
+@click.option("--ray-address", help="A running cluster; without it, a local one is started.")
+@_errors_as_messages
+def study(
+    study_file: Path,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    engine: str,
+    workers: int,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+    ray_address: str | None,
+) -> None:
+    """Compare methods over data sets, forget-set sizes and seeds; KEY=VALUE changes a setting (seeds=[0,1]).
+
+    Finished cells are kept in the study's output folder and never run again unless what they depend on has changed.
+    The exit code is 1 if a cell failed.
+    """
+    from zerounlearn.study.engines import LocalEngine, RayEngine
+    from zerounlearn.study.run import Plan, run_study
+    from zerounlearn.study.spec import load_study
+
+    _check_overrides(overrides)
+    spec = load_study(study_file, overrides)
+    plan = Plan.of(spec)
+    done = sum(plan.done(planned) for planned in plan.cells)
+    if dry_run:
+        for planned in plan.cells:
+            click.echo(f"{planned.id}{' (done)' if plan.done(planned) else ''}")
+        click.echo(f"{len(plan.cells)} cells, {done} of them done: everything fits")
+        return
+    place = LocalEngine(spec) if engine == "local" else RayEngine(
+        spec, workers, gpus_per_worker, cpus_per_worker, ray_address
+    )  # fmt: skip
+    with _terminated_as_interrupted():
+        summary = run_study(spec, place, plan=plan, on_cell=_report_cell)
+    click.echo(f"{len(summary.records)} cells in {spec.output}, {summary.run} of them run now")
+    if summary.outputs:
+        click.echo(summary.outputs, err=True)
+    if summary.failed:
+        raise click.ClickException(
+            f"{len(summary.failed)} of {len(summary.records)} cells failed, {summary.failed[0]['id']} with: "
+            f"{summary.failed[0]['error']}\nRun the study again to try them again"
+        )
+
+
+def _report_cell(record: Mapping[str, Any]) -> None:
+    """One line a cell, above the progress bar."""
+    if record["status"] == "done":
+        shown = [
+            f"{name} {record['after'][name]:.4g}" for name in ("eff", "gen", "spe", "ppl") if name in record["after"]
+        ]
+        text = ", ".join([*shown, f"{record['seconds']['unlearn']:.0f} s"])
+    else:
+        text = f"failed: {record['error']}"
+    tqdm.write(f"{record['id']}: {text}", file=sys.stdout)
+
+
 @main.group()
 def models() -> None:
     """Models that need no hub."""
@@ -161,18 +226,15 @@ def fetch(name: str, folder: Path | None) -> None:
 
 
 def _hparams(file: Path, overrides: tuple[str, ...], seed: int | None) -> ZeroUnlearnHyperParams:
-    wrong = [text for text in overrides if "=" not in text]
-    if wrong:
-        raise ConfigError(f"override {wrong[0]!r}: expected KEY=VALUE")
+    _check_overrides(overrides)
     extra = [] if seed is None else [f"seed={seed}"]
     return load_hparams(file, [*overrides, *extra])
 
 
-def _tokenizer(hparams: ZeroUnlearnHyperParams) -> Any:
-    """The checkpoint's own tokenizer; the editor's has had its padding changed by the framework."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(hparams.model_name)
+def _check_overrides(overrides: tuple[str, ...]) -> None:
+    wrong = [text for text in overrides if "=" not in text]
+    if wrong:
+        raise ConfigError(f"override {wrong[0]!r}: expected KEY=VALUE")
 
 
 def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
@@ -180,12 +242,14 @@ def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from zerounlearn.assets.corpora import check_corpus
+    from zerounlearn.assets.retain import check_retain_set
     from zerounlearn.easyedit.editor import check_dispatch
     from zerounlearn.method.unlearn import find_layout
 
     check_dispatch(hparams.model_name)
     if hparams.mom2_adjustment:
         check_corpus(hparams.mom2_dataset)
+    check_retain_set(hparams.retain_set)
     try:
         config = AutoConfig.from_pretrained(hparams.model_name)
     except (OSError, ValueError) as error:

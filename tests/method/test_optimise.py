@@ -11,7 +11,9 @@ from tests.helpers import FACTS, GPT2, PREFIXES, hparams_for, tiny
 from zerounlearn.errors import IllPosedError, LayoutError
 from zerounlearn.method import optimise as module
 from zerounlearn.method.optimise import Problem, optimise
+from zerounlearn.method.passes import distinct
 from zerounlearn.method.unlearn import find_layout
+from zerounlearn.model.replay import Suffix
 from zerounlearn.model.tokens import continuation
 
 
@@ -53,13 +55,13 @@ def test_it_replays_suffixes_and_whole_rows_alike(small_tokenizer, monkeypatch: 
     hp = hparams_for([1, 2])
     problems = problems_for(small_tokenizer, hp.layers)
     seen: list[float] = []
-    original = module.Suffix.run
+    original = Suffix.run
 
     def spy(self, layer, hidden, n):
         seen.append(len(hidden) / n)
         return original(self, layer, hidden, n)
 
-    monkeypatch.setattr(module.Suffix, "run", spy)
+    monkeypatch.setattr(Suffix, "run", spy)
     short = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     tokens_a_row = max(seen)
     seen.clear()
@@ -67,6 +69,45 @@ def test_it_replays_suffixes_and_whole_rows_alike(small_tokenizer, monkeypatch: 
     whole = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     assert tokens_a_row < min(seen)
     assert_close(short.vectors, whole.vectors, rtol=1e-9, atol=1e-9)
+
+
+def test_little_memory_makes_small_passes_and_the_same_vectors(
+    small_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    hp = hparams_for([1, 2])
+    problems = problems_for(small_tokenizer, hp.layers)
+    tokens: list[int] = []
+    tapes: list[int] = []
+    run, recorded = Suffix.run, module.record
+
+    def count(self, layer, hidden, n):
+        tokens.append(len(hidden))
+        return run(self, layer, hidden, n)
+
+    def note(*args, **kwargs):
+        tapes.append(1)
+        return recorded(*args, **kwargs)
+
+    monkeypatch.setattr(Suffix, "run", count)
+    monkeypatch.setattr(module, "record", note)
+    much = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    most, one = max(tokens), len(tapes)
+    tokens.clear()
+    monkeypatch.setattr("zerounlearn.method.passes.free_memory", lambda _: 300_000)
+    hp.z_batch_size = None  # as many as memory allows
+    little = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
+    assert one == 1
+    assert len(tapes) > 2
+    assert max(tokens) < most / 4
+    assert_close(little.vectors, much.vectors, rtol=1e-9, atol=1e-9)
+
+
+def test_a_sequence_that_begins_another_is_not_run_again() -> None:
+    rows = [(1, 2), (1, 2, 3), (4,), (1, 2, 3), (1, 5), (4, 1, 2)]
+    kept, found = distinct(rows)
+    assert sorted(kept) == [(1, 2, 3), (1, 5), (4, 1, 2)]
+    assert all(kept[found[row]][: len(row)] == row for row in rows)
 
 
 def test_gpt2_with_its_conv1d_and_learned_positions(small_tokenizer) -> None:

@@ -198,9 +198,9 @@ def test_presets_and_what_overrides_them(tmp_path: Path) -> None:
     published = ZeroUnlearnHyperParams.from_hparams(file)
     assert (published.fact_token, published.orthogonality) == ("subject_last", "output")
     hp = ZeroUnlearnHyperParams.from_hparams(file, ["preset=specific"])
-    assert (hp.fact_token, hp.forget_KKT_lam, hp.v_lr) == (values["fact_token"], values["forget_KKT_lam"], 0.3)
-    hp = ZeroUnlearnHyperParams.from_hparams(file, ["preset=specific", "fact_token=subject_last", "strength=1"])
-    assert (hp.fact_token, hp.strength, hp.context_keys) == ("subject_last", 1.0, "each")
+    assert (hp.context_keys, hp.forget_KKT_lam, hp.v_lr) == ("each", values["forget_KKT_lam"], 0.3)
+    hp = ZeroUnlearnHyperParams.from_hparams(file, ["preset=specific", "context_keys=mean", "strength=1"])
+    assert (hp.context_keys, hp.strength, hp.z_objective) == ("mean", 1.0, "suppress")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from zerounlearn.errors import ConfigError
 E = TypeVar("E", bound=Entry)
 
 
-def split(entries: Sequence[E], n: int, seed: int) -> tuple[list[E], list[E]]:
+def split(entries: Sequence[E], n: int, seed: int, keep: Sequence[E] | None = None) -> tuple[list[E], list[E]]:
     """The paper's protocol: `n` entries to forget, drawn by `seed` from one half of the data set; the other is kept.
 
     As in the published evaluation the halves are fixed by position, the first to keep and the second to forget,
@@ -27,6 +27,7 @@ def split(entries: Sequence[E], n: int, seed: int) -> tuple[list[E], list[E]]:
         entries: a data set in its own order, at least two entries.
         n: how many to forget, from 1 to the size of the forget half.
         seed: of the draw.
+        keep: entries to keep that come as a set of their own, as TOFU's do; `n` are then drawn from all `entries`.
 
     Returns:
         The entries to forget, in the order drawn, and those to keep, in the data set's order.
@@ -34,10 +35,13 @@ def split(entries: Sequence[E], n: int, seed: int) -> tuple[list[E], list[E]]:
     Raises:
         ConfigError: `n` is out of range.
     """
-    middle = len(entries) // 2
-    keep, forget = entries[:middle], entries[middle:]
+    forget, of = entries, f"all {len(entries)} entries to forget"
+    if keep is None:
+        middle = len(entries) // 2
+        keep, forget = entries[:middle], entries[middle:]
+        of = f"the forget half of {len(entries)} entries"
     if not 1 <= n <= len(forget):
-        raise ConfigError(f"n={n}: expected 1 to {len(forget)}, the forget half of {len(entries)} entries")
+        raise ConfigError(f"n={n}: expected 1 to {len(forget)}, {of}")
     order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = [forget[i] for i in order[:n]]
     prompts = {fact.request.prompt for fact in facts_of(drawn)}

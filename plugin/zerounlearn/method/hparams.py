@@ -27,16 +27,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "specific": {
         "orthogonality": "none",
-        "fact_token": "last",
         "context_keys": "each",
         "z_objective": "suppress",
-        "strength": 2.0,
+        "strength": 0.85,
         "retain_set": "auto",
         "retain_KKT_lam": 750.0,
         "retain_VKT_lam": 750.0,
-        "forget_KKT_lam": 2000.0,
-        "forget_VKT_lam": 2000.0,
-        "regularization_lam": 250.0,
+        "forget_KKT_lam": 500.0,
+        "forget_VKT_lam": 500.0,
+        "regularization_lam": 60.0,
     },
 }
 

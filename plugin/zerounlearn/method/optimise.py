@@ -9,11 +9,9 @@ layers and requests share their batches: rows join the replay at the block above
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,33 +21,17 @@ from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.errors import IllPosedError, LayoutError
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
-from zerounlearn.method.request import Request
+from zerounlearn.method.passes import Pass, Row, build, distinct, even_parts, tokens_at_a_time, vectors_at_a_time
+from zerounlearn.method.passes import Problem as Problem
 from zerounlearn.model.hooks import first_tensor, forward_until, frozen
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.replay import Suffix, Tape, record
-from zerounlearn.model.tokens import filler_id, locate, pad
+from zerounlearn.model.replay import Tape, record
+from zerounlearn.model.tokens import filler_id, pad
 
 log = logging.getLogger(__name__)
 
 # Below this total loss a vector is done (published code).
 _DONE = 0.05
-# Tokens that go through the blocks at a time: enough for matrix products at full speed, few enough for caches.
-_PASS_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One vector to find: add δ at `layer`, to the block's output or to what its down projection writes.
-
-    The loss is the target's NLL, or with `unlikely` > 0 that many times its unlikelihood −log(1 − p) (Welleck et al.
-    2020, arXiv 1908.04319).
-    """
-
-    request: Request
-    target: tuple[int, ...]
-    layer: int
-    at: Literal["block", "projection"]
-    unlikely: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,92 +48,6 @@ class Solution:
     steps: Tensor
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One prompt of one problem; `targets` is empty for the row of the KL term."""
-
-    problem: int
-    ids: tuple[int, ...]
-    position: int
-    targets: tuple[int, ...]
-
-
-class _Pass:
-    """Rows that go through the blocks together, up to the same last one; `targets` come first among the reads."""
-
-    def __init__(
-        self, tape: Tape, rows: Sequence[_Row], sequences: Sequence[int], problems: Sequence[Problem],
-        last: int, contexts: int, *, whole: bool,
-    ) -> None:  # fmt: skip
-        device = next(iter(tape.outputs.values())).device
-        self.last = last
-        self.layers = [problems[row.problem].layer for row in rows]
-        assert self.layers == sorted(self.layers)
-        self.owner = torch.tensor([row.problem for row in rows], device=device)
-        start = torch.tensor([row.position for row in rows], device=device)
-        self.suffix = Suffix(
-            tape, torch.tensor(sequences, device=device), start, [len(row.ids) - row.position for row in rows],
-            whole=whole,
-        )  # fmt: skip
-        reads = [
-            (i, len(row.ids) - len(row.targets) + j, token)
-            for i, row in enumerate(rows)
-            for j, token in enumerate(row.targets)
-        ]
-        self.targets = len(reads)
-        reads += [(i, row.position, -1) for i, row in enumerate(rows) if not row.targets]
-        row, position, token = torch.tensor(reads, device=device).T
-        self.read_owner = self.owner[row]
-        self.read_at = self.suffix.first[row] + position - start[row]
-        self.read_from = (self.suffix.sequence[row], position)
-        self.token = token[: self.targets]
-        # A problem's loss is the mean over its contexts of the mean over each one's targets.
-        sizes = torch.tensor([max(len(row.targets), 1) * contexts for row in rows], device=device)
-        self.divisor = sizes[row[: self.targets]]
-        weights = torch.tensor([problems[row.problem].unlikely for row in rows], device=device)
-        self.unlikely = weights[row[: self.targets]]
-
-    def hidden(self, delta: Tensor | None) -> Tensor:
-        """Hidden states (reads, d) after block `last`, with δ (problems, d) added where it belongs."""
-        entered = 0
-        hidden: Tensor | None = None
-        for block in range(self.layers[0], self.last + 1):
-            if hidden is not None:
-                hidden = self.suffix.run(block, hidden, entered)
-            upto = bisect_right(self.layers, block)
-            if upto > entered:
-                rows = slice(entered, upto)
-                new = self.suffix.enter(block, rows)
-                if delta is not None:
-                    at = (self.suffix.first[rows] - self.suffix.bounds[entered]).to(new.device)
-                    own = delta[self.owner[rows]].to(new.device, new.dtype)
-                    new = new.index_add(0, at, own)
-                hidden = new if hidden is None else torch.cat([hidden.to(new.device), new])
-                entered = upto
-        assert hidden is not None
-        return hidden[self.read_at.to(hidden.device)]
-
-
-def build(
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    prefixes: Sequence[str],
-    hparams: ZeroUnlearnHyperParams,
-) -> list[_Row]:
-    """The rows of every problem: each context's prompt with the target's head start, then '{subject} is a'."""
-    rows = []
-    for i, problem in enumerate(problems):
-        request = problem.request
-        start, end = request.subject_span
-        for prefix in ("", *prefixes):
-            text = prefix + request.prompt
-            ids, position = locate(tokenizer, text, len(prefix) + start, len(prefix) + end, hparams.fact_token)
-            rows.append(_Row(i, (*ids, *problem.target[:-1]), position, problem.target))
-        ids, position = locate(tokenizer, f"{request.subject} is a", 0, len(request.subject), hparams.fact_token)
-        rows.append(_Row(i, tuple(ids[: position + 1]), position, ()))
-    return rows
-
-
 def optimise(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
@@ -162,6 +58,8 @@ def optimise(
     progress: str | None = "vectors",
 ) -> Solution:
     """Find every problem's vector, `z_batch_size` at a time, each with its own early stop and clamp.
+
+    Where `z_batch_size` is None, as many at a time as free memory allows; the tokens of a pass are always chosen so.
 
     Args:
         layout: the model; its weights are not changed and get no gradients.
@@ -178,7 +76,8 @@ def optimise(
     depth = len(layout.blocks)
     if hparams.v_loss_layer is not None and not 0 <= hparams.v_loss_layer < depth:
         raise LayoutError(f"v_loss_layer={hparams.v_loss_layer}: this model's layers are numbered 0 to {depth - 1}")
-    chunks = [problems[i : i + hparams.z_batch_size] for i in range(0, len(problems), hparams.z_batch_size)]
+    size = hparams.z_batch_size or vectors_at_a_time(layout, tokenizer, problems, prefixes)
+    chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
     with (
         frozen(layout.model),
         tqdm(total=len(chunks) * hparams.v_num_grad_steps, desc=progress, unit="step",
@@ -199,7 +98,7 @@ def _optimise_chunk(
     bar: Any,
 ) -> Solution:
     rows = build(tokenizer, problems, prefixes, hparams)
-    sequences, sequence_of = _distinct(row.ids for row in rows)
+    sequences, sequence_of = distinct(row.ids for row in rows)
     ids, mask = pad(sequences, filler_id(tokenizer), layout.device)
     depth = len(layout.blocks)
     lowest = min(p.layer for p in problems)
@@ -220,8 +119,10 @@ def _optimise_chunk(
     work = torch.float64 if origin.dtype == torch.float64 else torch.float32
     origin = origin.to(work)
 
-    def passes(active: set[int], *, whole: bool) -> list[_Pass]:
-        by_last: dict[int, list[_Row]] = {}
+    most = tokens_at_a_time(layout, depth - 1 - lowest)
+
+    def passes(active: set[int], *, whole: bool) -> list[Pass]:
+        by_last: dict[int, list[Row]] = {}
         for row in sorted(rows, key=lambda row: problems[row.problem].layer):
             if row.problem in active:
                 last = depth - 1
@@ -229,9 +130,9 @@ def _optimise_chunk(
                     last = max(hparams.v_loss_layer, problems[row.problem].layer)
                 by_last.setdefault(last, []).append(row)
         return [
-            _Pass(tape, part, [sequence_of[r.ids] for r in part], problems, last, contexts, whole=whole)
+            Pass(tape, part, [sequence_of[r.ids] for r in part], problems, last, contexts, whole=whole)
             for last, members in sorted(by_last.items())
-            for part in _even_parts(members, [ids.shape[1] if whole else len(r.ids) - r.position for r in members])
+            for part in even_parts(members, [ids.shape[1] if whole else len(r.ids) - r.position for r in members], most)
         ]
 
     active = set(range(len(problems)))
@@ -256,17 +157,18 @@ def _optimise_chunk(
         with torch.set_grad_enabled(stepping):
             for one in batch:
                 log_p = layout.logits(one.hidden(delta)).to(work).log_softmax(-1)
-                here, kept = one.read_owner.to(log_p.device).split([one.targets, len(log_p) - one.targets])
+                here, kept = one.read_owner.split([one.targets, len(log_p) - one.targets])
                 loss = torch.zeros_like(nll).index_add(0, here, _target_loss(log_p[: one.targets], one) / one.divisor)
                 nll += loss.detach()
                 if len(kept):
                     at_subject = log_p[one.targets :]
                     if reference is None:
                         reference = at_subject.new_empty(len(problems), at_subject.shape[1])
+                    owner = kept.to(log_p.device)
                     if step == 0:
-                        reference[kept] = at_subject.detach()
-                    each = F.kl_div(at_subject, reference[kept], reduction="none", log_target=True).sum(-1)
-                    divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each)
+                        reference[owner] = at_subject.detach()
+                    each = F.kl_div(at_subject, reference[owner], reduction="none", log_target=True).sum(-1)
+                    divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each.to(kl.device))
                     kl += divergence.detach()
                     loss = loss + divergence
                 if stepping:
@@ -303,42 +205,18 @@ def _optimise_chunk(
     return Solution((origin + delta.detach()), initial, final, steps)
 
 
-def _target_loss(log_p: Tensor, one: _Pass) -> Tensor:
-    """The NLL of each target read, or its weighted unlikelihood."""
+def _target_loss(log_p: Tensor, one: Pass) -> Tensor:
+    """The NLL of each target read, or its weighted unlikelihood, where the vectors are."""
     token = one.token.to(log_p.device)[:, None]
-    nll = -log_p.gather(1, token)[:, 0]
+    nll = -log_p.gather(1, token)[:, 0].to(one.token.device)
     if not bool(one.unlikely.any()):
         return nll
-    others = log_p.scatter(1, token, float("-inf")).logsumexp(-1)
+    others = log_p.scatter(1, token, float("-inf")).logsumexp(-1).to(one.token.device)
     return torch.where(one.unlikely > 0, -one.unlikely * others, nll)
 
 
-def _distinct(rows: Iterable[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], int]]:
-    """The sequences that are no beginning of another, and by every beginning of theirs where it is found.
-
-    Attention is causal: what a decoder computes at a position does not depend on what follows.
-    """
-    kept: list[tuple[int, ...]] = []
-    found: dict[tuple[int, ...], int] = {}
-    for ids in sorted(dict.fromkeys(rows), key=len, reverse=True):
-        if ids not in found:
-            for end in range(1, len(ids) + 1):
-                found.setdefault(ids[:end], len(kept))
-            kept.append(ids)
-    return kept, found
-
-
-def _even_parts(rows: Sequence[_Row], sizes: Sequence[int]) -> list[list[_Row]]:
-    """The rows in order, in as few parts as hold `_PASS_TOKENS` tokens each, and about equally many."""
-    count = -(-sum(sizes) // _PASS_TOKENS)
-    parts: list[list[_Row]] = [[] for _ in range(count)]
-    for row, end in zip(rows, accumulate(sizes), strict=True):
-        parts[min((end - 1) * count // sum(sizes), count - 1)].append(row)
-    return [part for part in parts if part]
-
-
 @torch.no_grad()
-def _replay_agrees(batch: Sequence[_Pass], tape: Tape) -> bool:
+def _replay_agrees(batch: Sequence[Pass], tape: Tape) -> bool:
     """Whether replaying with δ = 0 gives what the model itself gave; looked at in one pass that runs to the end."""
     last = max(tape.outputs)
     one = next((one for one in batch if one.last == last), None)
@@ -349,8 +227,10 @@ def _replay_agrees(batch: Sequence[_Pass], tape: Tape) -> bool:
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         log.info("suffix replay is not possible here (%s); whole rows are replayed", error)
         return False
-    own = tape.outputs[last][one.read_from]
-    gap = (replayed - own).float().norm() / own.float().norm()
+    states = tape.outputs[last]
+    sequence, position = one.read_from
+    own = states[sequence.to(states.device), position.to(states.device)]
+    gap = (replayed.to(own.device) - own).float().norm() / own.float().norm()
     if gap < 50 * torch.finfo(own.dtype).eps ** 0.75:
         return True
     log.info("suffix replay differs by %.1e; whole rows are replayed", float(gap))

@@ -153,7 +153,7 @@ class Tape:
         if rows is None:
             return value
         if isinstance(value, Tensor):
-            return value[rows] if value.ndim > 1 and value.shape[0] == self.rows else value
+            return value[rows.to(value.device)] if value.ndim > 1 and value.shape[0] == self.rows else value
         if isinstance(value, tuple):
             return tuple(self._take(part, rows) for part in value)
         return value

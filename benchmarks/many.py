@@ -1,0 +1,89 @@
+"""ZeroUnlearn-GD on many requests at once: does it fit into memory, and what does it take?
+
+python benchmarks/many.py [--n 500 2000] [--steps 2]
+
+The requests are all packaged prompts in which the subject stands: facts, paraphrases, and other facts of the subject.
+Memory does not depend on the number of Adam steps for z* and V_u, which is where the time goes: a few are enough here,
+and `--steps 25` is a whole run. Each n is a process of its own; peak memory is what the operating system says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zerounlearn.assets.corpora import open_corpus
+from zerounlearn.assets.facts import load_facts
+from zerounlearn.assets.smollm2 import fetch_smollm2
+from zerounlearn.files import write_text
+from zerounlearn.method.hparams import load_hparams
+from zerounlearn.method.metrics import score
+from zerounlearn.method.report import environment
+from zerounlearn.method.request import Request
+from zerounlearn.method.unlearn import unlearn
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/many.json"
+
+
+def requests(n: int) -> list[Request]:
+    """The first `n` distinct ones."""
+    found: dict[str, Request] = {}
+    for fact in load_facts():
+        for prompt, answer in [(fact.text, fact.answer), *((p, fact.answer) for p in fact.paraphrases), *fact.others]:
+            if fact.subject in prompt:
+                found.setdefault(prompt, Request.of(prompt, fact.subject, answer))
+    if len(found) < n:
+        raise SystemExit(f"only {len(found)} packaged prompts name their subject: ask for a smaller n")
+    return list(found.values())[:n]
+
+
+def run(n: int, steps: int) -> dict[str, object]:
+    """One run in this process."""
+    folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
+    hparams = load_hparams(
+        ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml",
+        [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}", f"v_num_grad_steps={steps}"],
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    asked = requests(n)
+    items = [(r.prompt, r.answer) for r in asked]
+    before = sum(s.said for s in score(model, tokenizer, items)) / n
+    outcome = unlearn(model, tokenizer, asked, hparams, open_corpus(hparams.mom2_dataset))
+    return {
+        "n": n, "steps": steps, "eff_before": before,
+        "eff_after": sum(s.said for s in score(model, tokenizer, items)) / n,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "seconds": outcome.seconds, "environment": environment(model),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--steps", type=int, default=2, help="of Adam, for z* and V_u")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run(args.one, args.steps)))
+        return
+    rows = []
+    for n in args.n:
+        command = [sys.executable, __file__, "--one", str(n), "--steps", str(args.steps)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in rows[-1]["seconds"].items())
+        print(f"n = {n}: peak {rows[-1]['peak_bytes'] / 2**30:.2f} GiB; {seconds}", flush=True)
+    write_text(RESULT, json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The file that describes a study, checked as far as it can be without data or model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zerounlearn.errors import ConfigError
+from zerounlearn.method.hparams import _read
+
+T = TypeVar("T")
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+OPTIONAL_METRICS = (
+    "rouge_l", "rouge_l_neighbours", "exact_memorisation", "extraction_strength", "truth_ratio", "forget_quality",
+    "model_utility", "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency",
+)  # fmt: skip
+"""Beside Eff, Gen, Spe and perplexity, which every study has."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The one model of a study."""
+
+    name: str = _setting("", "Checkpoint folder or name on the hub.")
+    dtype: str = _setting("float32", "Precision of the weights.")
+    device: str = _setting("auto", "'auto' (CUDA where there is any), 'cpu', 'cuda:1', 'mps'.")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set of a study."""
+
+    label: str
+    name: str = _setting("", "A name of `zerounlearn.data.catalogue`, 'embedded' for the packaged facts.")
+    source: str | None = _setting(None, "A local file or folder, 'hub', or 'hub:owner/name'.")
+    options: Mapping[str, Any] = _setting({}, "The loader's own, such as `part`.")
+    keep: Mapping[str, Any] | None = _setting(
+        None, "Options of a second load, whose entries are kept; without it, half of the entries are."
+    )
+    utility: Mapping[str, Mapping[str, Any]] = _setting({}, "Parts by name and options, for TOFU's model utility.")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method of a study: one row of its tables."""
+
+    label: str
+    hparams: str = _setting("", "Hyperparameter file; its alg_name names the method.")
+    set: Mapping[str, Any] = _setting({}, "Hyperparameters to change.")
+    grid: Mapping[str, Any] = _setting({}, "Hyperparameters with a list of values each: a row a combination.")
+    retain: bool = _setting(False, "Show the method the retain set, or for a gradient method train on it.")
+
+    @property
+    def overrides(self) -> list[str]:
+        """`set` as KEY=VALUE, in JSON, which YAML reads."""
+        return [f"{key}={json.dumps(value)}" for key, value in self.set.items()]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Ordinary text for perplexity, disjoint from what the statistics are taken over."""
+
+    text: str | None = _setting("embedded", "'embedded', or a txt/jsonl/parquet file; null takes no perplexity.")
+    tokens: int = _setting(4096, "How much of it is read.")
+    paper: str | None = _setting(None, "A text of which `ppl_paper` reads the first 100 tokens, as the paper does.")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Standard tasks of lm-evaluation-harness."""
+
+    tasks: Sequence[str] = _setting([], "Names of tasks; none runs none.")
+    limit: int | None = _setting(None, "At most so many documents a task.")
+    folder: str | None = _setting(None, "Task files of one's own, instead of the harness's.")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study.
+
+    A relative path is relative to the current folder, as in hyperparameter files.
+    """
+
+    title: str
+    model: ModelSpec
+    output: Path
+    datasets: tuple[DataSpec, ...]
+    methods: tuple[MethodSpec, ...]
+    seeds: tuple[int, ...] = _setting((0,), "Each draws a forget set and drives the methods.")
+    sizes: tuple[int, ...] = _setting((10,), "Entries to forget.")
+    metrics: tuple[str, ...] = _setting((), "Beside Eff, Gen, Spe and perplexity.")
+    held_out: HeldOut = _setting(HeldOut(), "For perplexity.")
+    retain_size: int = _setting(100, "Facts of the half to keep that make the retain set.")
+    unrelated_size: int = _setting(60, "Facts of the half to keep that measure spe_unrelated.")
+    generation_tokens: int = _setting(30, "Tokens generated for ROUGE-L and fluency.")
+    lm_eval: Tasks = _setting(Tasks(), "Standard tasks.")
+    reference_model: str | None = _setting(None, "A model that never saw the forget set, for forget_quality.")
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study's YAML file, apply `key=value` overrides, and check everything that needs neither data nor model.
+
+    Raises:
+        ConfigError: the file is missing or malformed, a name is unknown (the nearest known one is suggested), or a
+            value is out of range.
+    """
+    file, values = _read(path, overrides)
+    where = f"study {str(file)!r}"
+    _check_names(Study, values, where, required=("model", "output", "datasets", "methods"))
+    datasets = [_part(DataSpec, v, f"{where}: datasets.{k}", label=k) for k, v in _parts(values, "datasets", where)]
+    methods = [_part(MethodSpec, v, f"{where}: methods.{k}", label=k) for k, v in _parts(values, "methods", where)]
+    study = Study(
+        title=_text(values.get("title", file.stem), f"{where}: title"),
+        model=_part(ModelSpec, values["model"], f"{where}: model"),
+        output=Path(_text(values["output"], f"{where}: output")),
+        datasets=tuple(datasets),
+        methods=tuple(row for method in methods for row in _grid(method, where)),
+        seeds=_whole(values, "seeds", Study.seeds, 0, where),
+        sizes=_whole(values, "sizes", Study.sizes, 1, where),
+        metrics=_names(values.get("metrics") or [], OPTIONAL_METRICS, f"{where}: metrics"),
+        held_out=_part(HeldOut, values.get("held_out") or {}, f"{where}: held_out"),
+        lm_eval=_part(Tasks, values.get("lm_eval") or {}, f"{where}: lm_eval"),
+        **{name: values[name] for name in _SIMPLE if name in values},
+    )
+    _check(study, where)
+    return study
+
+
+_SIMPLE = ("retain_size", "unrelated_size", "generation_tokens", "reference_model")
+
+
+def _check(study: Study, where: str) -> None:
+    if not study.model.name:
+        raise ConfigError(f"{where}: model.name is missing: a checkpoint folder or a name on the hub")
+    if study.model.dtype not in DTYPES:
+        raise ConfigError(f"{where}: model.dtype={study.model.dtype!r}: expected one of {', '.join(DTYPES)}")
+    for name, least in (("retain_size", 0), ("unrelated_size", 0), ("generation_tokens", 1)):
+        _at_least(getattr(study, name), least, f"{where}: {name}")
+    _at_least(study.held_out.tokens, 2, f"{where}: held_out.tokens")
+    if study.lm_eval.limit is not None:
+        _at_least(study.lm_eval.limit, 1, f"{where}: lm_eval.limit")
+    if not isinstance(study.lm_eval.tasks, (list, tuple)) or not all(isinstance(t, str) for t in study.lm_eval.tasks):
+        raise ConfigError(f"{where}: lm_eval.tasks={study.lm_eval.tasks!r}: expected a list of names")
+    if study.reference_model is not None:
+        _text(study.reference_model, f"{where}: reference_model")
+    labels = [method.label for method in study.methods]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ConfigError(f"{where}: methods: two methods are called {twice[0]!r}: rename one")
+    for method in study.methods:
+        if not method.hparams:
+            raise ConfigError(f"{where}: methods.{method.label}: hparams is missing: the method's hyperparameter file")
+        for fixed, instead in (("model_name", "model.name"), ("device", "model.device"), ("seed", "seeds")):
+            if fixed in method.set:
+                raise ConfigError(
+                    f"{where}: methods.{method.label}: set {fixed} by {instead}, alike for all methods, not by `set`"
+                )
+    for data in study.datasets:
+        if not data.name:
+            raise ConfigError(f"{where}: datasets.{data.label}: name is missing, such as 'embedded' or 'counterfact'")
+    if "forget_quality" in study.metrics and study.reference_model is None:
+        raise ConfigError(f"{where}: metrics: forget_quality compares with a model: name it with reference_model")
+    if "model_utility" in study.metrics and not any(data.utility for data in study.datasets):
+        raise ConfigError(f"{where}: metrics: model_utility needs a data set with `utility`, the parts to take it on")
+    if "rouge_l_neighbours" in study.metrics and "rouge_l" not in study.metrics:
+        raise ConfigError(f"{where}: metrics: rouge_l_neighbours goes with rouge_l: name both")
+
+
+def _parts(values: Mapping[str, Any], name: str, where: str) -> list[tuple[str, Any]]:
+    parts = values[name]
+    if not isinstance(parts, Mapping) or not parts:
+        raise ConfigError(f"{where}: {name}={parts!r}: expected at least one entry, a label with its settings")
+    return [(str(label), part) for label, part in parts.items()]
+
+
+def _part(kind: type[T], values: Any, where: str, **fixed: Any) -> T:
+    """A dataclass from a mapping, every value of the annotated type."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}={values!r}: expected a mapping of {', '.join(_known(kind) - set(fixed))}")
+    _check_names(kind, values, where, fixed=tuple(fixed))
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.name in values:
+            _check_type(values[f.name], str(f.type), f"{where}.{f.name}")
+    return kind(**fixed, **{str(k): v for k, v in values.items()})
+
+
+def _check_type(value: Any, annotation: str, where: str) -> None:
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "str": (str, "a text"), "int": (int, "a whole number"), "bool": (bool, "true or false"),
+        "Mapping": (Mapping, "a mapping"), "Sequence": (list, "a list"),
+    }  # fmt: skip
+    if value is None and "None" in annotation:
+        return
+    name = next(name for name in kinds if annotation.startswith(name))
+    kind, words = kinds[name]
+    if not isinstance(value, kind) or (name == "int" and isinstance(value, bool)):
+        raise ConfigError(f"{where}={value!r}: expected {words}")
+
+
+def _known(kind: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
+
+
+def _check_names(
+    kind: type, values: Mapping[str, Any], where: str, *, required: Sequence[str] = (), fixed: Sequence[str] = ()
+) -> None:
+    known = _known(kind) - set(fixed)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where}: unknown setting {name!r}: {_hint(str(name), sorted(known))}")
+    for name in required:
+        if name not in values:
+            raise ConfigError(f"{where}: {name} is missing")
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{where}={value!r}: expected a text that is not empty")
+    return value
+
+
+def _at_least(value: Any, least: int, where: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{where}={value!r}: expected a whole number >= {least}")
+
+
+def _whole(values: Mapping[str, Any], name: str, default: tuple[int, ...], least: int, where: str) -> tuple[int, ...]:
+    found = values.get(name, list(default))
+    if not isinstance(found, list) or not found:
+        raise ConfigError(f"{where}: {name}={found!r}: expected a list of at least one whole number")
+    for value in found:
+        _at_least(value, least, f"{where}: {name}")
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{where}: {name}={found!r}: a value is named twice")
+    return tuple(found)
+
+
+def _names(values: Any, known: Sequence[str], where: str) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ConfigError(f"{where}={values!r}: expected a list of names")
+    for value in values:
+        if value not in known:
+            raise ConfigError(f"{where}: unknown {value!r}: {_hint(str(value), known)}")
+    return tuple(dict.fromkeys(values))
+
+
+def _grid(method: MethodSpec, where: str) -> list[MethodSpec]:
+    """The rows of a method with a grid, or the method itself."""
+    for name, values in method.grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}: methods.{method.label}: grid.{name}={values!r}: expected a list of values")
+        if name in method.set:
+            raise ConfigError(f"{where}: methods.{method.label}: {name} is both in set and in grid: drop one")
+    rows = []
+    for values in itertools.product(*method.grid.values()):
+        chosen = dict(zip(method.grid, values, strict=True))
+        label = " ".join([method.label, *(f"{name}={value}" for name, value in chosen.items())])
+        rows.append(dataclasses.replace(method, label=label, set={**method.set, **chosen}, grid={}))
+    return rows
