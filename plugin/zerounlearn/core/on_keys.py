@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zerounlearn.core.solve import LowRankUpdate
+from zerounlearn.core.solve import LowRankUpdate, is_finite
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import IllPosedError
 
@@ -76,7 +76,7 @@ def factor_keys(
         IllPosedError: C or the keys are not finite, or A is numerically singular.
     """
     for name, value in (("second moment C", C), ("retain keys", keep)):
-        if value is not None and not torch.isfinite(value).all():
+        if value is not None and not is_finite(value):
             raise IllPosedError(f"{where}: the {name} contains NaN or Inf; reload the checkpoint or statistics")
     m = W.shape[1]
     if C is None:

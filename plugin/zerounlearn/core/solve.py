@@ -24,8 +24,9 @@ from torch import Tensor
 from zerounlearn.core.subspace import project_out
 from zerounlearn.errors import IllPosedError
 
-# Columns of C that are converted to the solver's precision at a time: bounds the temporary to m * 1024.
-_BLOCK = 1024
+# Columns of C that are converted to the solver's precision at a time, and rows that are looked at together: bounds
+# the temporary to m * 256.
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def factor_base(
         IllPosedError: W, C or the keys are not finite, or B₀ is numerically singular.
     """
     for name, value in (("weight", W), ("second moment C", C), ("retain keys", keep)):
-        if value is not None and not torch.isfinite(value).all():
+        if value is not None and not is_finite(value):
             raise IllPosedError(f"{where}: the {name} contains NaN or Inf; reload the checkpoint or statistics")
     A = W.to(dtype)
     B: Tensor = ridge * (A @ A.mT)
@@ -170,4 +171,18 @@ def leakage(
 
 def relative_change(W: Float[Tensor, "d m"], edited: Float[Tensor, "d m"]) -> float:
     """‖W' - W‖ / ‖W‖ in the Frobenius norm."""
-    return float(torch.linalg.norm(edited.double() - W.double()) / torch.linalg.norm(W.double()))
+    return distance(W, edited) / distance(W, None)
+
+
+def distance(A: Float[Tensor, "d m"], B: Float[Tensor, "d m"] | None) -> float:
+    """‖A - B‖ in the Frobenius norm, or ‖A‖, in float64 by blocks of rows: nothing of the size of A is made."""
+    parts = (
+        A[i : i + _BLOCK].double() - (0.0 if B is None else B[i : i + _BLOCK].double())
+        for i in range(0, A.shape[0], _BLOCK)
+    )
+    return float(sum(float(part.square().sum()) for part in parts)) ** 0.5
+
+
+def is_finite(X: Tensor) -> bool:
+    """Whether no entry is NaN or Inf, looked at in blocks."""
+    return all(bool(torch.isfinite(block).all()) for block in X.split(_BLOCK))

@@ -124,7 +124,7 @@ class ZeroUnlearnHyperParams:
 
     n_contexts: int = _p(5, "Generated prefixes beside the bare prompt, one per opening word.")
     context_length: int = _p(10, "Tokens per generated prefix.")
-    z_batch_size: int = _p(64, "Vectors optimised at a time; bounds memory.")
+    z_batch_size: int | None = _p(None, "Vectors optimised at a time; by default, what memory allows.")
     seed: int = _p(0, "Drives every random choice, through a generator of its own.")
 
     max_length: int = _p(40, "EasyEdit's truncation length for its metrics.")

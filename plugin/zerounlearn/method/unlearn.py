@@ -15,7 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.on_keys import factor_keys, solve_on_keys
-from zerounlearn.core.solve import LowRankUpdate, factor_base, leakage, relative_change, solve_update
+from zerounlearn.core.solve import (
+    LowRankUpdate,
+    distance,
+    factor_base,
+    is_finite,
+    leakage,
+    relative_change,
+    solve_update,
+)
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import ConfigError, IllPosedError, RequestError
 from zerounlearn.method.contexts import sample_prefixes
@@ -240,7 +248,7 @@ def _edit_layer(
     else:
         update, form = _on_keys(W, C, keys, kept, R, Q, hparams, where)
     edited = update.apply(W)
-    if not torch.isfinite(edited.to(W.dtype)).all():
+    if not is_finite(edited.to(W.dtype)):
         raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32")
     layout.write(layer, edited)
     written = layout.read(layer).to(solver)
@@ -249,7 +257,7 @@ def _edit_layer(
         layer=layer,
         leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
         relative_change=relative_change(before, written),
-        rounding=float(torch.linalg.norm(written.double() - edited) / torch.linalg.norm(edited - before.double())),
+        rounding=distance(written, edited) / max(distance(edited, before), torch.finfo(torch.float64).tiny),
         rank=Q.shape[1],
         kept=len(kept),
         form=form,
