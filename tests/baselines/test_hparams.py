@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from zerounlearn.baselines import hparams as module
 from zerounlearn.baselines.hparams import METHODS, RMUHyperParams, load_hparams
 from zerounlearn.errors import ConfigError
+from zerounlearn.method.unlearn import find_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(file for name in METHODS for file in (ROOT / "hparams" / name).glob("*.yaml"))
@@ -99,5 +101,6 @@ def test_every_field_is_read_somewhere() -> None:
     folders = [ROOT / "plugin/zerounlearn/baselines", ROOT / "plugin/zerounlearn/easyedit"]
     own = Path(module.__file__)
     sources = "".join(p.read_text() for folder in folders for p in folder.rglob("*.py") if p != own)
+    sources += inspect.getsource(find_layout)
     for name in {f.name for cls in METHODS.values() for f in dataclasses.fields(cls)} - framework:
         assert re.search(rf"hparams\.{name}\b", sources), name

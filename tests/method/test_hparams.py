@@ -114,7 +114,7 @@ def test_every_field_is_read_somewhere() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"v_lrr": 0.1}, "unknown hyperparameter 'v_lrr': did you mean 'v_lr'"),
+        ({"v_lrr": 0.1}, "unknown hyperparameter 'v_lrr' of ZeroUnlearnHyperParams: did you mean 'v_lr'"),
         ({"forget_KKT": 1}, "did you mean 'forget_KKT_lam'"),
         ({"layers": []}, "layers=[]"),
         ({"layers": [4, 3]}, "consecutive"),

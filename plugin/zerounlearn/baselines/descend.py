@@ -17,6 +17,7 @@ from zerounlearn.baselines.sequences import Reader, text_samples
 from zerounlearn.baselines.terms import Term, answer_samples, forget_term, retain_term
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
 from zerounlearn.method.request import Request, check_requests
+from zerounlearn.method.unlearn import find_layout
 from zerounlearn.model.hooks import frozen, restored
 from zerounlearn.model.layout import Layout
 
@@ -65,7 +66,7 @@ def unlearn_by_gradient(
     requests = check_requests(requests)
     hparams.validate()
     weight = _check_retain(hparams, requests, retain, texts)
-    layout = _layout(model, hparams)
+    layout = find_layout(model, hparams)
     chosen = _chosen(layout, hparams)
     outcome = Outcome({}, {"forget": []})
     with restored(list(chosen.values())) as originals, frozen(model), torch.enable_grad():
@@ -158,17 +159,6 @@ def _check_retain(
     if both:
         raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
     return hparams.retain_weight
-
-
-def _layout(model: PreTrainedModel, hparams: BaselineHyperParams) -> Layout:
-    return Layout.of(
-        model,
-        hparams.layers,
-        rewrite_module_tmp=hparams.rewrite_module_tmp,
-        layer_module_tmp=hparams.layer_module_tmp,
-        ln_f_module=hparams.ln_f_module,
-        lm_head_module=hparams.lm_head_module,
-    )
 
 
 def _chosen(layout: Layout, hparams: BaselineHyperParams) -> dict[str, nn.Parameter]:

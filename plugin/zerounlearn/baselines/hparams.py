@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.hparams import _coerced, _p, _read
 from zerounlearn.method.request import EOS, PAD
-
-if TYPE_CHECKING:
-    from typing import Self
+from zerounlearn.method.settings import Settings, option, read_settings
 
 RetainLoss = Literal["nll", "kl"]
 
@@ -26,33 +22,35 @@ _COUNTS = {"steps": 1, "minibatch_size": 1, "max_length": 1, "batch_size": 1, "t
 
 
 @dataclass
-class BaselineHyperParams:
+class BaselineHyperParams(Settings):
     """What every baseline depends on; unknown names are refused, and `validate` runs before any work.
 
     `layers: all` is kept as an empty list.
     """
 
-    model_name: Any = _p("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
-    layers: list[int] = _p([], "Layers whose `rewrite_module_tmp` weight is trained; empty or 'all': every parameter.")
-    alg_name: str = _p("", "The name under which EasyEdit knows the method.")
-    device: Any = _p("auto", "A CUDA index, 'cpu', 'cuda:1', 'mps', or 'auto': CUDA where there is any.")
+    model_name: Any = option("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
+    layers: list[int] = option(
+        [], "Layers whose `rewrite_module_tmp` weight is trained; empty or 'all': every parameter."
+    )
+    alg_name: str = option("", "The name under which EasyEdit knows the method.")
+    device: Any = option("auto", "A CUDA index, 'cpu', 'cuda:1', 'mps', or 'auto': CUDA where there is any.")
 
-    steps: int = _p(20, "Steps of AdamW.")
-    lr: float = _p(1e-4, "AdamW's learning rate.")
-    weight_decay: float = _p(0.0, "AdamW's decay; larger pulls the trained weights towards 0.")
-    max_grad_norm: float = _p(1.0, "The gradient's norm is cut to this; 0 leaves it as it is.")
-    minibatch_size: int = _p(8, "Requests per step, and as many retain items; bounds memory.")
-    seed: int = _p(0, "Drives every random choice, through generators of its own.")
+    steps: int = option(20, "Steps of AdamW.")
+    lr: float = option(1e-4, "AdamW's learning rate.")
+    weight_decay: float = option(0.0, "AdamW's decay; larger pulls the trained weights towards 0.")
+    max_grad_norm: float = option(1.0, "The gradient's norm is cut to this; 0 leaves it as it is.")
+    minibatch_size: int = option(8, "Requests per step, and as many retain items; bounds memory.")
+    seed: int = option(0, "Drives every random choice, through generators of its own.")
 
-    rewrite_module_tmp: str = _p("model.layers.{}.mlp.down_proj", "The trained module of a layer.")
-    layer_module_tmp: str = _p("model.layers.{}", "A layer.")
-    ln_f_module: str = _p("model.norm", "The final norm.")
-    lm_head_module: str = _p("lm_head", "The head, or the embedding where they are tied.")
+    rewrite_module_tmp: str = option("model.layers.{}.mlp.down_proj", "The trained module of a layer.")
+    layer_module_tmp: str = option("model.layers.{}", "A layer.")
+    ln_f_module: str = option("model.norm", "The final norm.")
+    lm_head_module: str = option("lm_head", "The head, or the embedding where they are tied.")
 
-    max_length: int = _p(40, "EasyEdit's truncation length for its metrics.")
-    batch_size: int = _p(1, "Requests applied at once by EasyEdit's `batch_edit`.")
-    model_parallel: bool = _p(False, "EasyEdit's device_map='auto'.")
-    fp16: bool = _p(False, "EasyEdit's switch for loading float16 weights.")
+    max_length: int = option(40, "EasyEdit's truncation length for its metrics.")
+    batch_size: int = option(1, "Requests applied at once by EasyEdit's `batch_edit`.")
+    model_parallel: bool = option(False, "EasyEdit's device_map='auto'.")
+    fp16: bool = option(False, "EasyEdit's switch for loading float16 weights.")
 
     def __post_init__(self) -> None:
         if self.device == "auto":  # EasyEdit reads the field itself, and does not know the word
@@ -61,51 +59,14 @@ class BaselineHyperParams:
             self.layers = []
         self.validate()
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "hparams") -> Self:
-        """Build from a mapping.
-
-        Raises:
-            ConfigError: a name is unknown (the nearest known one is suggested), or a value is out of range.
-        """
-        known = {f.name for f in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-                raise ConfigError(f"{where}: unknown hyperparameter {name!r} of {cls.__name__}: {hint}")
-        try:
-            return cls(**dict(values))
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-    @classmethod
-    def from_hparams(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML (or JSON) file, EasyEdit's way (the suffix may be left out), then apply `key=value` overrides.
-
-        Raises:
-            ConfigError: the file is missing or no YAML mapping, or see `from_mapping`.
-        """
-        file, values = _read(path, overrides)
-        return cls.from_mapping(values, where=str(file))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON and YAML."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not isinstance(self.model_name, str):
-            values["model_name"] = getattr(self.model_name[0].config, "_name_or_path", "")
-        values["device"] = str(self.device) if isinstance(self.device, torch.device) else self.device
-        return values
-
     def validate(self) -> None:
         """Check types, ranges and relations.
 
         Raises:
             ConfigError: with the field, its value and what is expected.
         """
+        super().validate()
         fields = {f.name: f for f in dataclasses.fields(self)}
-        for name, f in fields.items():
-            setattr(self, name, _coerced(name, str(f.type), getattr(self, name)))
         if self.layers != sorted(set(self.layers)) or any(layer < 0 for layer in self.layers):
             raise ConfigError(f"layers={self.layers}: expected layers counted from 0, in ascending order, or 'all'")
         for name in fields.keys() & set(_POSITIVE):
@@ -131,16 +92,16 @@ class BaselineHyperParams:
 class RetainingHyperParams(BaselineHyperParams):
     """Those of a method with a second term, on what is to be kept."""
 
-    retain_weight: float = _p(1.0, "Weight of the retain term; larger keeps more, 0 goes without a retain set.")
-    retain_path: str | None = _p(None, "A file like a forget set, of facts to keep; see `load_forget_set`.")
-    text_max_length: int = _p(128, "Retain texts are cut to this many tokens.")
+    retain_weight: float = option(1.0, "Weight of the retain term; larger keeps more, 0 goes without a retain set.")
+    retain_path: str | None = option(None, "A file like a forget set, of facts to keep; see `load_forget_set`.")
+    text_max_length: int = option(128, "Retain texts are cut to this many tokens.")
 
 
 @dataclass
 class RetainingAnswersHyperParams(RetainingHyperParams):
     """Those of a method that keeps what the model says, rather than its hidden states."""
 
-    retain_loss: RetainLoss = _p("nll", "'nll' of the retain answers, or 'kl' from the model as it was.")
+    retain_loss: RetainLoss = option("nll", "'nll' of the retain answers, or 'kl' from the model as it was.")
 
     def validate(self) -> None:
         """As for all, and the retain loss."""
@@ -153,31 +114,31 @@ class RetainingAnswersHyperParams(RetainingHyperParams):
 class GAHyperParams(BaselineHyperParams):
     """Gradient ascent, without anything to keep."""
 
-    alg_name: str = _p("GA", "The name under which EasyEdit knows the method.")
+    alg_name: str = option("GA", "The name under which EasyEdit knows the method.")
 
 
 @dataclass
 class GradDiffHyperParams(RetainingAnswersHyperParams):
     """Gradient difference: ascent on the forget set, descent on the retain set."""
 
-    alg_name: str = _p("GradDiff", "The name under which EasyEdit knows the method.")
+    alg_name: str = option("GradDiff", "The name under which EasyEdit knows the method.")
 
 
 @dataclass
 class NPOHyperParams(RetainingAnswersHyperParams):
     """Negative preference optimisation."""
 
-    alg_name: str = _p("NPO", "The name under which EasyEdit knows the method.")
-    beta: float = _p(0.1, "Inverse temperature; for β → 0 this is gradient ascent.")
+    alg_name: str = option("NPO", "The name under which EasyEdit knows the method.")
+    beta: float = option(0.1, "Inverse temperature; for β → 0 this is gradient ascent.")
 
 
 @dataclass
 class SimNPOHyperParams(RetainingAnswersHyperParams):
     """NPO without a reference model, by the answer's probability per token."""
 
-    alg_name: str = _p("SimNPO", "The name under which EasyEdit knows the method.")
-    beta: float = _p(2.5, "Inverse temperature.")
-    gamma: float = _p(0.0, "Margin; larger asks for lower probabilities.")
+    alg_name: str = option("SimNPO", "The name under which EasyEdit knows the method.")
+    beta: float = option(2.5, "Inverse temperature.")
+    gamma: float = option(0.0, "Margin; larger asks for lower probabilities.")
 
 
 @dataclass
@@ -187,9 +148,9 @@ class DPOUnlearnHyperParams(RetainingAnswersHyperParams):
     Not named DPO: a current EasyEdit has an editing method and a class of that name.
     """
 
-    alg_name: str = _p("DPO-Unlearn", "The name under which EasyEdit knows the method.")
-    beta: float = _p(0.1, "Inverse temperature; larger stays closer to the model as it was.")
-    neutral_target: str = _p("eos", "What is preferred where a request does not say: 'eos', 'pad', or a text.")
+    alg_name: str = option("DPO-Unlearn", "The name under which EasyEdit knows the method.")
+    beta: float = option(0.1, "Inverse temperature; larger stays closer to the model as it was.")
+    neutral_target: str = option("eos", "What is preferred where a request does not say: 'eos', 'pad', or a text.")
 
     def validate(self) -> None:
         """As for all, and the neutral target."""
@@ -202,9 +163,9 @@ class DPOUnlearnHyperParams(RetainingAnswersHyperParams):
 class IdkPOHyperParams(RetainingAnswersHyperParams):
     """Preference of "I don't know." over the sensitive answer."""
 
-    alg_name: str = _p("IdkPO", "The name under which EasyEdit knows the method.")
-    beta: float = _p(0.1, "Inverse temperature; larger stays closer to the model as it was.")
-    idk_text: str = _p("I don't know.", "The preferred answer to every request.")
+    alg_name: str = option("IdkPO", "The name under which EasyEdit knows the method.")
+    beta: float = option(0.1, "Inverse temperature; larger stays closer to the model as it was.")
+    idk_text: str = option("I don't know.", "The preferred answer to every request.")
 
     def validate(self) -> None:
         """As for all, and the preferred answer."""
@@ -217,11 +178,13 @@ class IdkPOHyperParams(RetainingAnswersHyperParams):
 class RMUHyperParams(RetainingHyperParams):
     """Representation misdirection: the hidden states of what is to be forgotten go somewhere else."""
 
-    alg_name: str = _p("RMU", "The name under which EasyEdit knows the method.")
-    layers: list[int] = _p(None, "Layers to train, up to rmu_layer; by default it and the two below; 'all' as ever.")
-    retain_weight: float = _p(1200.0, "Weight of the retain term (α, published for a 7B model).")
-    rmu_layer: int | None = _p(None, "ℓ, the layer whose output is steered; by default the last one in `layers`.")
-    steering_coefficient: float = _p(6.5, "c, the norm that the hidden states are steered to.")
+    alg_name: str = option("RMU", "The name under which EasyEdit knows the method.")
+    layers: list[int] = option(
+        None, "Layers to train, up to rmu_layer; by default it and the two below; 'all' as ever."
+    )
+    retain_weight: float = option(1200.0, "Weight of the retain term (α, published for a 7B model).")
+    rmu_layer: int | None = option(None, "ℓ, the layer whose output is steered; by default the last one in `layers`.")
+    steering_coefficient: float = option(6.5, "c, the norm that the hidden states are steered to.")
 
     def __post_init__(self) -> None:
         whole = isinstance(self.rmu_layer, (int, float)) and not isinstance(self.rmu_layer, bool)
@@ -263,7 +226,7 @@ def load_hparams(path: str | Path, overrides: Sequence[str] = ()) -> BaselineHyp
     Raises:
         ConfigError: the name is none of ours, or see `from_hparams`.
     """
-    name = _read(path, overrides)[1].get("alg_name")
+    name = read_settings(path, overrides)[1].get("alg_name")
     if name not in METHODS:
         raise ConfigError(f"alg_name={name!r}: expected one of {', '.join(METHODS)}")
     return METHODS[name].from_hparams(path, overrides)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from zerounlearn.core.nullspace import Rule
 from zerounlearn.errors import ConfigError
+from zerounlearn.method.settings import Settings, option, read_settings
 from zerounlearn.model.tokens import FactToken
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Precision = Literal["float32", "float64"]
 Preset = Literal["paper", "specific"]
@@ -40,14 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _p(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
-class ZeroUnlearnHyperParams:
+class ZeroUnlearnHyperParams(Settings):
     """Everything a run depends on; unknown names are refused, and `validate` runs before any work.
 
     Names and defaults are those of the published code where it has them (XMUDeepLIT/ZeroUnlearn), else
@@ -56,81 +50,85 @@ class ZeroUnlearnHyperParams:
     mapping of preset names to values for its model.
     """
 
-    model_name: Any = _p("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
-    layers: list[int] = _p([], "Consecutive layers to edit, counted from 0.")
-    alg_name: str = _p("ZeroUnlearn", "The name under which EasyEdit knows the method.")
-    device: Any = _p("auto", "A CUDA index, 'cpu', 'cuda:1', 'mps', or 'auto': CUDA where there is any.")
+    model_name: Any = option("", "Checkpoint folder or hub name, or a (model, tokenizer) pair.")
+    layers: list[int] = option([], "Consecutive layers to edit, counted from 0.")
+    alg_name: str = option("ZeroUnlearn", "The name under which EasyEdit knows the method.")
+    device: Any = option("auto", "A CUDA index, 'cpu', 'cuda:1', 'mps', or 'auto': CUDA where there is any.")
 
-    preset: Preset = _p(
+    preset: Preset = option(
         "paper", "'paper', the published method, or 'specific', ours, which spares what is like the facts."
     )
-    orthogonality: Orthogonality = _p(
+    orthogonality: Orthogonality = option(
         "output", "QᵀW' = 0 for every input ('output', published), on the forget keys alone ('forget-keys'), or 'none'."
     )
-    z_objective: Literal["neutral", "suppress"] = _p(
+    z_objective: Literal["neutral", "suppress"] = option(
         "neutral", "What z* is found for: the neutral target, or that the sensitive answer's first token is unlikely."
     )
-    suppress_weight: float = _p(3.0, "Weight of the loss −log(1 − p) of z_objective='suppress'; larger lowers p more.")
-    context_keys: Literal["mean", "each"] = _p(
+    suppress_weight: float = option(
+        3.0, "Weight of the loss −log(1 − p) of z_objective='suppress'; larger lowers p more."
+    )
+    context_keys: Literal["mean", "each"] = option(
         "mean", "One key a request, its mean over the contexts, or one a context."
     )
-    strength: float = _p(1.0, "How far towards z* the hidden states are moved; 1 is all the way.")
-    retain_set: str = _p("none", "Facts to keep: 'none', 'auto' (others like those to forget), or a file of facts.")
-    retain_exactly: bool = _p(False, "Keep what the layers write for the retain set's keys exactly.")
+    strength: float = option(1.0, "How far towards z* the hidden states are moved; 1 is all the way.")
+    retain_set: str = option("none", "Facts to keep: 'none', 'auto' (others like those to forget), or a file of facts.")
+    retain_exactly: bool = option(False, "Keep what the layers write for the retain set's keys exactly.")
 
-    layer_selection: Literal["all"] = _p("all", "Only 'all': every listed layer is edited.")
-    fact_token: FactToken = _p("subject_last", "Where the fact is looked up.")
-    v_num_grad_steps: int = _p(25, "Adam steps for z* and V_u.")
-    v_lr: float = _p(0.1, "Adam's learning rate, in units of the hidden state.")
-    v_loss_layer: int | None = _p(None, "Layer whose output the target's loss is read from; the last by default.")
-    v_weight_decay: float = _p(0.5, "Weight of ‖δ‖ / ‖v0‖².")
-    clamp_norm_factor: float = _p(0.75, "‖δ‖ is kept below this share of ‖v0‖.")
-    kl_factor: float = _p(0.0625, "Weight of the KL term on '{subject} is a'.")
-    neutral_target: str = _p("eos", "What the prompts are mapped to: 'eos', 'pad', or a text.")
-    sensitive_from: Literal["original", "edited"] = _p(
+    layer_selection: Literal["all"] = option("all", "Only 'all': every listed layer is edited.")
+    fact_token: FactToken = option("subject_last", "Where the fact is looked up.")
+    v_num_grad_steps: int = option(25, "Adam steps for z* and V_u.")
+    v_lr: float = option(0.1, "Adam's learning rate, in units of the hidden state.")
+    v_loss_layer: int | None = option(None, "Layer whose output the target's loss is read from; the last by default.")
+    v_weight_decay: float = option(0.5, "Weight of ‖δ‖ / ‖v0‖².")
+    clamp_norm_factor: float = option(0.75, "‖δ‖ is kept below this share of ‖v0‖.")
+    kl_factor: float = option(0.0625, "Weight of the KL term on '{subject} is a'.")
+    neutral_target: str = option("eos", "What the prompts are mapped to: 'eos', 'pad', or a text.")
+    sensitive_from: Literal["original", "edited"] = option(
         "original", "Find V_u on the unedited model, or layer by layer as the published code does."
     )
 
-    wiki_KKT_lam: float = _p(15000.0, "λw: larger keeps ordinary text closer to what it was.")
-    wiki_VKT_lam: float = _p(15000.0, "The published code's second λw; the closed form has one.")
-    retain_KKT_lam: float = _p(1.0, "Weight of the retain set's keys, where one is given.")
-    retain_VKT_lam: float = _p(1.0, "The published code's second retain weight; the closed form has one.")
-    forget_KKT_lam: float = _p(50.0, "λf: larger maps the forget prompts closer to the neutral target.")
-    forget_VKT_lam: float = _p(50.0, "The published code's second λf; the closed form has one.")
-    regularization_lam: float = _p(1.0, "λr: larger keeps the weight itself closer to what it was.")
-    projection_eps: float = _p(0.0, "0 projects exactly; 0.01 reproduces the published code.")
-    solve_dtype: Precision = _p("float64", "Precision of the solve, whatever the weights' dtype.")
+    wiki_KKT_lam: float = option(15000.0, "λw: larger keeps ordinary text closer to what it was.")
+    wiki_VKT_lam: float = option(15000.0, "The published code's second λw; the closed form has one.")
+    retain_KKT_lam: float = option(1.0, "Weight of the retain set's keys, where one is given.")
+    retain_VKT_lam: float = option(1.0, "The published code's second retain weight; the closed form has one.")
+    forget_KKT_lam: float = option(50.0, "λf: larger maps the forget prompts closer to the neutral target.")
+    forget_VKT_lam: float = option(50.0, "The published code's second λf; the closed form has one.")
+    regularization_lam: float = option(1.0, "λr: larger keeps the weight itself closer to what it was.")
+    projection_eps: float = option(0.0, "0 projects exactly; 0.01 reproduces the published code.")
+    solve_dtype: Precision = option("float64", "Precision of the solve, whatever the weights' dtype.")
 
-    rewrite_module_tmp: str = _p("model.layers.{}.mlp.down_proj", "The edited module of a layer.")
-    layer_module_tmp: str = _p("model.layers.{}", "A layer.")
-    mlp_module_tmp: str = _p("model.layers.{}.mlp", "EasyEdit's name for a layer's MLP.")
-    attn_module_tmp: str = _p("model.layers.{}.self_attn", "EasyEdit's name for a layer's attention.")
-    ln_f_module: str = _p("model.norm", "The final norm.")
-    lm_head_module: str = _p("lm_head", "The head, or the embedding where they are tied.")
+    rewrite_module_tmp: str = option("model.layers.{}.mlp.down_proj", "The edited module of a layer.")
+    layer_module_tmp: str = option("model.layers.{}", "A layer.")
+    mlp_module_tmp: str = option("model.layers.{}.mlp", "EasyEdit's name for a layer's MLP.")
+    attn_module_tmp: str = option("model.layers.{}.self_attn", "EasyEdit's name for a layer's attention.")
+    ln_f_module: str = option("model.norm", "The final norm.")
+    lm_head_module: str = option("lm_head", "The head, or the embedding where they are tied.")
 
-    mom2_adjustment: bool = _p(True, "Whether the second moment of ordinary text takes part at all.")
-    mom2_update_weight: float = _p(15000.0, "MEMIT's name for λw; it must equal wiki_KKT_lam.")
-    mom2_dataset: str = _p("wikipedia", "'wikipedia', 'wikitext', 'embedded', or a txt/jsonl/parquet file.")
-    mom2_n_samples: int = _p(100_000, "Texts to take the second moment over.")
-    mom2_dtype: Precision = _p("float32", "Precision of products and of the stored statistic.")
-    stats_dir: str = _p("./data/stats", "Where statistics are cached, in EasyEdit's own layout.")
-    stats_batch_tokens: int | None = _p(
+    mom2_adjustment: bool = option(True, "Whether the second moment of ordinary text takes part at all.")
+    mom2_update_weight: float = option(15000.0, "MEMIT's name for λw; it must equal wiki_KKT_lam.")
+    mom2_dataset: str = option("wikipedia", "'wikipedia', 'wikitext', 'embedded', or a txt/jsonl/parquet file.")
+    mom2_n_samples: int = option(100_000, "Texts to take the second moment over.")
+    mom2_dtype: Precision = option("float32", "Precision of products and of the stored statistic.")
+    stats_dir: str = option("./data/stats", "Where statistics are cached, in EasyEdit's own layout.")
+    stats_batch_tokens: int | None = option(
         None, "Tokens per forward pass over the corpus; by default, what memory allows."
     )
-    stats_max_length: int = _p(512, "Longer texts are cut to this many tokens.")
+    stats_max_length: int = option(512, "Longer texts are cut to this many tokens.")
 
-    nullspace_threshold: float = _p(2e-2, "Published, and read by nothing there either: no other value is accepted.")
-    L2: float = _p(10.0, "Published, and read by nothing there either: no other value is accepted.")
+    nullspace_threshold: float = option(
+        2e-2, "Published, and read by nothing there either: no other value is accepted."
+    )
+    L2: float = option(10.0, "Published, and read by nothing there either: no other value is accepted.")
 
-    n_contexts: int = _p(5, "Generated prefixes beside the bare prompt, one per opening word.")
-    context_length: int = _p(10, "Tokens per generated prefix.")
-    z_batch_size: int | None = _p(None, "Vectors optimised at a time; by default, what memory allows.")
-    seed: int = _p(0, "Drives every random choice, through a generator of its own.")
+    n_contexts: int = option(5, "Generated prefixes beside the bare prompt, one per opening word.")
+    context_length: int = option(10, "Tokens per generated prefix.")
+    z_batch_size: int | None = option(None, "Vectors optimised at a time; by default, what memory allows.")
+    seed: int = option(0, "Drives every random choice, through a generator of its own.")
 
-    max_length: int = _p(40, "EasyEdit's truncation length for its metrics.")
-    batch_size: int = _p(1, "Requests applied at once by `batch_edit`.")
-    model_parallel: bool = _p(False, "EasyEdit's device_map='auto'.")
-    fp16: bool = _p(False, "EasyEdit's switch for loading float16 weights.")
+    max_length: int = option(40, "EasyEdit's truncation length for its metrics.")
+    batch_size: int = option(1, "Requests applied at once by `batch_edit`.")
+    model_parallel: bool = option(False, "EasyEdit's device_map='auto'.")
+    fp16: bool = option(False, "EasyEdit's switch for loading float16 weights.")
 
     # Published names that the method does not depend on: accepted at their default, refused at any other value.
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("nullspace_threshold", "L2")
@@ -146,54 +144,19 @@ class ZeroUnlearnHyperParams:
         self.validate()
 
     @classmethod
-    def from_mapping(
-        cls, values: Mapping[str, Any], *, final: Collection[str] = (), where: str = "hparams"
-    ) -> ZeroUnlearnHyperParams:
-        """Build from a mapping; the fields in `final` keep their value whatever a preset says.
-
-        Raises:
-            ConfigError: a name is unknown (the nearest known one is suggested), or a value is out of range.
-        """
-        known = {f.name for f in dataclasses.fields(cls)}
+    def from_mapping(cls, values: Mapping[str, Any], *, final: Collection[str] = (), where: str = "hparams") -> Self:
+        """As for all; `values` may hold more under `presets`, by the name of a preset."""
         values = dict(values)
         presets = values.pop("presets", {})
         if not isinstance(presets, Mapping) or not set(presets) <= set(cls.PRESETS):
             raise ConfigError(f"{where}: presets={presets!r}: expected values by preset, of {', '.join(cls.PRESETS)}")
         of_preset = dict(presets.get(values.get("preset", "paper")) or {})
         values |= {name: value for name, value in of_preset.items() if name not in final}
-        final = {*final, *of_preset}
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-                raise ConfigError(f"{where}: unknown hyperparameter {name!r}: {hint}")
-        try:
-            built = cls(**values)
-            for name in final:
-                setattr(built, name, values[name])
-            built.validate()
-            return built
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-    @classmethod
-    def from_hparams(cls, path: str | Path, overrides: Sequence[str] = ()) -> ZeroUnlearnHyperParams:
-        """Read a YAML (or JSON) file, EasyEdit's way (the suffix may be left out), then apply `key=value` overrides.
-
-        Raises:
-            ConfigError: the file is missing or no YAML mapping, or see `from_mapping`.
-        """
-        file, values = _read(path, overrides)
-        final = {text.split("=")[0].strip() for text in overrides} - {"preset", "device"}
-        return cls.from_mapping(values, final=final, where=str(file))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON and YAML."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not isinstance(self.model_name, str):
-            values["model_name"] = getattr(self.model_name[0].config, "_name_or_path", "")
-        values["device"] = str(self.device) if isinstance(self.device, torch.device) else self.device
-        return values
+        built = super().from_mapping(values, where=where)
+        for name in {*final, *of_preset} & set(cls.PRESETS[built.preset]):
+            setattr(built, name, values[name])
+        built.validate()
+        return built
 
     @property
     def earlier_weight(self) -> float:
@@ -206,8 +169,7 @@ class ZeroUnlearnHyperParams:
         Raises:
             ConfigError: with the field, its value and what is expected.
         """
-        for f in dataclasses.fields(self):
-            setattr(self, f.name, _coerced(f.name, str(f.type), getattr(self, f.name)))
+        super().validate()
         if not self.layers:
             raise ConfigError("layers=[]: name at least one layer to edit")
         if any(b != a + 1 for a, b in zip(self.layers, self.layers[1:], strict=False)):
@@ -295,17 +257,21 @@ class ZeroUnlearnHyperParams:
 class ZeroUnlearnGDHyperParams(ZeroUnlearnHyperParams):
     """Those of ZeroUnlearn-GD, the variant with an additive update in the null space of ordinary keys."""
 
-    alg_name: str = _p("ZeroUnlearn-GD", "The name under which EasyEdit knows the method.")
-    forget_KKT_lam: float = _p(10.0, "Published, and read by nothing there either: no other value is accepted.")
-    forget_VKT_lam: float = _p(10.0, "Published, and read by nothing there either: no other value is accepted.")
-    nullspace_threshold: float = _p(1e-2, "Which eigenvalues of C count as free; see nullspace_rule.")
-    nullspace_rule: Rule = _p("absolute", "'absolute' (published), 'relative' to the largest, or 'energy' of the free.")
-    solver: Literal["exact", "adam"] = _p("exact", "The exact minimiser, or the published Adam on the same objective.")
-    sensitive_weight: float = _p(1.0, "Weight of the output along V_u; larger removes more of it.")
-    target_weight: float = _p(100.0, "Weight of the mapping to the neutral target.")
-    norm_weight: float = _p(0.1, "Weight of ‖Δ‖²; larger changes the weight less.")
-    gd_steps: int = _p(500, "Steps of the solver adam.")
-    gd_lr: float = _p(1e-3, "Learning rate of the solver adam.")
+    alg_name: str = option("ZeroUnlearn-GD", "The name under which EasyEdit knows the method.")
+    forget_KKT_lam: float = option(10.0, "Published, and read by nothing there either: no other value is accepted.")
+    forget_VKT_lam: float = option(10.0, "Published, and read by nothing there either: no other value is accepted.")
+    nullspace_threshold: float = option(1e-2, "Which eigenvalues of C count as free; see nullspace_rule.")
+    nullspace_rule: Rule = option(
+        "absolute", "'absolute' (published), 'relative' to the largest, or 'energy' of the free."
+    )
+    solver: Literal["exact", "adam"] = option(
+        "exact", "The exact minimiser, or the published Adam on the same objective."
+    )
+    sensitive_weight: float = option(1.0, "Weight of the output along V_u; larger removes more of it.")
+    target_weight: float = option(100.0, "Weight of the mapping to the neutral target.")
+    norm_weight: float = option(0.1, "Weight of ‖Δ‖²; larger changes the weight less.")
+    gd_steps: int = option(500, "Steps of the solver adam.")
+    gd_lr: float = option(1e-3, "Learning rate of the solver adam.")
 
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = (
         "wiki_KKT_lam", "wiki_VKT_lam", "mom2_update_weight", "forget_KKT_lam", "forget_VKT_lam", "regularization_lam",
@@ -343,57 +309,7 @@ def load_hparams(path: str | Path, overrides: Sequence[str] = ()) -> ZeroUnlearn
     Raises:
         ConfigError: the name is none of ours, or see `from_hparams`.
     """
-    name = _read(path, overrides)[1].get("alg_name", "ZeroUnlearn")
+    name = read_settings(path, overrides)[1].get("alg_name", "ZeroUnlearn")
     if name not in METHODS:
         raise ConfigError(f"alg_name={name!r}: expected one of {', '.join(METHODS)}")
     return METHODS[name].from_hparams(path, overrides)
-
-
-def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    file = Path(path)
-    if file.suffix not in (".yaml", ".yml", ".json"):
-        file = file.with_name(file.name + ".yaml")
-    try:
-        loaded = OmegaConf.load(file)
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"hparams file {str(file)!r} does not exist") from None
-    except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"hparams file {str(file)!r} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"hparams file {str(file)!r} holds {type(values).__name__}, not a mapping")
-    return file, {str(k): v for k, v in values.items()}
-
-
-def _coerced(name: str, kind: str, value: Any) -> Any:
-    """EasyEdit's YAML loaders turn '1e-1' into text and whole numbers into floats: accept both."""
-    if kind == "Any" or (value is None and "None" in kind):
-        return value
-    if kind == "list[int]":
-        if isinstance(value, (list, tuple)) and all(_is_whole(v) for v in value):
-            return [int(v) for v in value]
-        raise ConfigError(f"{name}={value!r}: expected a list of whole numbers")
-    if kind.startswith("bool"):
-        if isinstance(value, bool):
-            return value
-        raise ConfigError(f"{name}={value!r}: expected true or false")
-    if kind.startswith("int"):
-        if _is_whole(value):
-            return int(value)
-        raise ConfigError(f"{name}={value!r}: expected a whole number")
-    if kind.startswith("float"):
-        try:
-            number = float(value) if not isinstance(value, bool) else float("nan")
-        except (TypeError, ValueError):
-            number = float("nan")
-        if number != number or number in (float("inf"), float("-inf")):
-            raise ConfigError(f"{name}={value!r}: expected a finite number")
-        return number
-    if not isinstance(value, str):
-        raise ConfigError(f"{name}={value!r}: expected a text")
-    return value
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,7 +95,17 @@ class Outcome:
     sensitive_loss: tuple[float, float] = (0.0, 0.0)
 
 
-def find_layout(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
+class Templates(Protocol):
+    """Hyperparameters that say where a model's layers are, by EasyEdit's names."""
+
+    layers: list[int]
+    rewrite_module_tmp: str
+    layer_module_tmp: str
+    ln_f_module: str
+    lm_head_module: str
+
+
+def find_layout(model: PreTrainedModel, hparams: Templates) -> Layout:
     """The model's layout under the run's templates; the weights themselves are not looked at.
 
     Raises:

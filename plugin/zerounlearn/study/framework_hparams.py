@@ -17,7 +17,7 @@ import yaml
 from zerounlearn.assets.corpora import check_corpus
 from zerounlearn.easyedit.compat import PACKAGE, framework
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.hparams import _read
+from zerounlearn.method.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def load_framework_hparams(file: Path, overrides: Sequence[str] = ()) -> Any:
             or missing; or a value is one that cannot run here.
         FrameworkError: EasyEdit cannot be had.
     """
-    path, values = _read(file, overrides)
+    path, values = read_settings(file, overrides)
     name = _ALIASES.get(str(values.get("alg_name")), str(values.get("alg_name")))
     if name not in METHODS:
         raise ConfigError(f"{path}: alg_name={name!r}: expected one of {', '.join(METHODS)}")

@@ -21,9 +21,10 @@ from zerounlearn.baselines.hparams import BaselineHyperParams, RetainingHyperPar
 from zerounlearn.easyedit.compat import framework
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
 from zerounlearn.method import hparams as _ours
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams, _read
+from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.request import EOS, Request
+from zerounlearn.method.settings import read_settings
 from zerounlearn.method.statistics import second_moments
 from zerounlearn.method.unlearn import layout_of
 from zerounlearn.model.layout import Layout
@@ -60,7 +61,7 @@ class Method:
     def _load(cls, spec: MethodSpec, model: ModelSpec) -> Method:
         device = resolved_device(model.device)
         overrides = [*spec.overrides, f"model_name={json.dumps(model.name)}", f"device={json.dumps(device)}"]
-        name = _read(spec.hparams, overrides)[1].get("alg_name")
+        name = read_settings(spec.hparams, overrides)[1].get("alg_name")
         if name in _ours.METHODS:
             return cls(spec, str(name), _ours.load_hparams(spec.hparams, overrides))
         if name in _baselines.METHODS:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.hparams import _read
+from zerounlearn.method.settings import read_settings
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         ConfigError: the file is missing or malformed, a name is unknown (the nearest known one is suggested), or a
             value is out of range.
     """
-    file, values = _read(path, overrides)
+    file, values = read_settings(path, overrides)
     where = f"study {str(file)!r}"
     _check_names(Study, values, where, required=("model", "output", "datasets", "methods"))
     datasets = [_part(DataSpec, v, f"{where}: datasets.{k}", label=k) for k, v in _parts(values, "datasets", where)]
