@@ -231,7 +231,7 @@ def test_an_evaluation_that_is_interrupted_leaves_the_model_as_it_was(hp, smollm
     editor = ZeroUnlearnEditor(dataclasses.replace(hp, v_num_grad_steps=2))
     phases: list[str] = []
 
-    def measure(facts, held_out, tokens, phase):
+    def measure(facts, probes, held_out, tokens, phase):
         phases.append(phase)
         if phase == "after":
             assert changed(model, before) == set(hp.layers)
