@@ -107,10 +107,10 @@ class Method:
                 check_retain_set(self.hparams.retain_set)
             if getattr(self.hparams, "mom2_adjustment", False):
                 check_corpus(self.hparams.mom2_dataset)
-            if self.of_framework:
-                framework_methods.check(self.hparams, skeleton)
-            if all(hasattr(self.hparams, name) for name in (*templates, "layers")):  # some wrap modules instead
+            if all(hasattr(self.hparams, name) for name in (*templates, "layers")):
                 Layout.of(skeleton, self.hparams.layers, **{name: getattr(self.hparams, name) for name in templates})
+            else:  # one of the framework's that wraps modules, and names them in its own way
+                framework_methods.check(self.hparams, skeleton)
         except ZeroUnlearnError as error:
             raise type(error)(f"methods.{self.spec.label}: {error}") from error
 
