@@ -16,7 +16,7 @@ from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.request import Request
 
 NONE, AUTO = "none", "auto"
-# Of one kind of prompt, and of prompts of all other kinds together: more of them changed nothing on SmolLM2.
+# Of one kind of prompt, and of prompts of all other kinds together; 400 others kept no more than 100 on SmolLM2.
 PER_PROMPT, OTHERS = 32, 100
 # Prompts of fewer packaged facts than this are filled up with subjects that the model proposes.
 _ENOUGH = 8

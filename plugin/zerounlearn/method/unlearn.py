@@ -245,7 +245,7 @@ def _edit_layer(
     lineage = Lineage.of(layout.model)
     earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
     before = W.clone()
-    # One weight for both kinds of keys to keep: what earlier edits mapped is held as firmly as they mapped it.
+    # Rows carry the root of their weight: what earlier edits mapped is held as firmly as they mapped it.
     held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
     kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
     directions = W.new_zeros(W.shape[0], 0)
