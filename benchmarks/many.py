@@ -69,7 +69,7 @@ def run(n: int, found: int) -> dict[str, object]:
     return {
         "n": n, "found": found, "seconds_of_found": few.seconds["vectors"], "seconds": outcome.seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "relative_change": [layer.relative_change for layer in outcome.layers], "environment": environment(model),
+        "environment": environment(model),
     }  # fmt: skip
 
 

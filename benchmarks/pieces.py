@@ -35,7 +35,7 @@ from zerounlearn.method import unlearn as algorithm
 from zerounlearn.method.contexts import sample_prefixes
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams, load_hparams
 from zerounlearn.method.metrics import score
-from zerounlearn.method.passes import build
+from zerounlearn.method.passes import build, distinct
 from zerounlearn.method.request import target_ids
 from zerounlearn.method.statistics import Corpus, second_moments
 from zerounlearn.model.tokens import continuation
@@ -428,7 +428,8 @@ def _flops(shape: costs.Shape, tokenizer, problems, prefixes, hp, steps: list[in
         above = depth - 1 - problems[row.problem].layer
         size = len(row.ids) - row.position
         replayed.append(costs.Replayed(size, len(row.ids), max(len(row.targets), 1), above, forward, back))
-    return costs.optimisation(shape, replayed)
+    lengths = [len(sequence) for sequence in distinct(row.ids for row in rows)[0]]
+    return costs.optimisation(shape, replayed) + costs.recording(shape, lengths)
 
 
 def rate_piece(_: None) -> list[Run]:

@@ -32,7 +32,7 @@ def plain(model, ids: list[int], start: int) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("batch_tokens", [1, 2048])
 def test_tokens_equal_a_plain_pass_one_by_one(small_tokenizer, kind: str, batch_tokens: int, monkeypatch) -> None:
-    monkeypatch.setattr(answers, "_POSITIONS", 3)  # so that there are several pieces
+    monkeypatch.setattr(answers, "good_positions", lambda device, vocabulary: 3)  # so that there are several pieces
     model = tiny(kind, len(small_tokenizer))
     found = answer_tokens(model, small_tokenizer, ITEMS, moments=True, batch_tokens=batch_tokens)
     for (prompt, answer), tokens in zip(ITEMS, found, strict=True):

@@ -26,7 +26,7 @@ from zerounlearn.method.processes import Processes
 from zerounlearn.method.statistics import Corpus, auto_batch_tokens, digest, fingerprint, fingerprints, second_moments
 from zerounlearn.method.unlearn import find_layout, unlearn
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.memory import free_memory
+from zerounlearn.model.memory import free_memory, good_tokens
 
 TEXTS = [f"{'People in Lisbon said so. ' * (i % 5)}In the year {i} the weather was fine." for i in range(150)]
 CORPUS = Corpus("tiny", lambda: TEXTS)
@@ -356,7 +356,7 @@ def test_batches_fill_the_memory_that_is_free(small_tokenizer, model, hp, monkey
     eager = find_layout(tiny("llama", len(small_tokenizer), attention="eager"), hp)
     assert tokens(10**6, of=eager) < tokens(10**6) < tokens(10**6, of=half)
     assert tokens(0) == 1
-    assert tokens(10**12) == 4096
+    assert tokens(10**12) == good_tokens(torch.device("cpu"))
     assert 0 < free_memory(torch.device("cpu")) < 2**50
 
 

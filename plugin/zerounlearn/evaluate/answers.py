@@ -13,11 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.errors import RequestError
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
+from zerounlearn.model.memory import good_positions, good_tokens
 from zerounlearn.model.tokens import continuation, encode, filler_id, length_sorted_batches, pad
-
-_BATCH_TOKENS = 2048
-_POSITIONS = 256
-"""Positions whose distributions are in float32 at a time; 256 of 150 000 tokens are 150 MB."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def answer_tokens(
     *,
     moments: bool = False,
     end: bool = False,
-    batch_tokens: int = _BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[AnswerTokens]:
     """Teacher-forced tokens of the answers of (prompt, answer) pairs, in their order.
 
@@ -56,7 +53,7 @@ def answer_tokens(
         items: the pairs.
         moments: give `mean` and `sd` too.
         end: count the end-of-text token as the answer's last, as TOFU's own evaluation does.
-        batch_tokens: padded tokens in a batch.
+        batch_tokens: padded tokens in a batch; by default what suits the device.
 
     Raises:
         RequestError: a prompt or an answer has no tokens, or `end` is asked of a tokenizer without an end token.
@@ -81,7 +78,7 @@ def text_tokens(
     texts: Sequence[str],
     *,
     moments: bool = True,
-    batch_tokens: int = _BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[AnswerTokens]:
     """Tokens of whole texts but the first, which nothing predicts; for membership inference.
 
@@ -104,10 +101,11 @@ def _tokens(
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
     moments: bool,
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> list[AnswerTokens]:
     rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
     found: dict[int, AnswerTokens] = {}
+    batch_tokens = batch_tokens or good_tokens(input_device(model))
     with frozen(model):
         for batch in length_sorted_batches([len(row) for row in rows], batch_tokens):
             at = [(j, len(prompts[i]) - 1 + k) for j, i in enumerate(batch) for k in range(len(answers[i]))]
@@ -144,7 +142,8 @@ def _logits_at(model: PreTrainedModel, ids: Tensor, mask: Tensor, at: Tensor) ->
 def _reduce(logits: Tensor, wanted: Tensor, moments: bool) -> list[Tensor]:
     """Columns of `AnswerTokens` from logits (k, v) and token ids (k,), a few positions at a time."""
     pieces = []
-    for part, ids in zip(logits.split(_POSITIONS), wanted.split(_POSITIONS), strict=True):
+    size = good_positions(logits.device, logits.shape[1])
+    for part, ids in zip(logits.split(size), wanted.split(size), strict=True):
         log_p = part.float().log_softmax(-1)
         columns = [log_p.gather(-1, ids[:, None])[:, 0], log_p.argmax(-1) == ids]
         if moments:

@@ -13,9 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
+from zerounlearn.model.memory import good_positions, good_tokens
 from zerounlearn.model.tokens import continuation, encode, filler_id, length_sorted_batches, pad
-
-_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Seq
     rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
     found: dict[int, Score] = {}
     with frozen(model):
-        for batch in length_sorted_batches([len(row) for row in rows], _BATCH_TOKENS):
+        for batch in length_sorted_batches([len(row) for row in rows], good_tokens(input_device(model))):
             hidden = _hidden(model, tokenizer, [rows[i] for i in batch])
             at = [(j, len(prompts[i]) - 1 + k) for j, i in enumerate(batch) for k in range(len(answers[i]))]
             row, position = torch.tensor(at, device=hidden.device).T
@@ -77,14 +76,16 @@ def perplexity(
         raise ValueError("perplexity of no text: give at least two tokens of held-out text")
     total, count = 0.0, 0
     with frozen(model):
-        batches = length_sorted_batches([len(row) for row in rows], _BATCH_TOKENS)
+        batches = length_sorted_batches([len(row) for row in rows], good_tokens(input_device(model)))
         for batch in tqdm(batches, desc="perplexity", disable=None if progress else True, leave=False):
             hidden = _hidden(model, tokenizer, [rows[i] for i in batch])
             for state, i in zip(hidden, batch, strict=True):
-                row = torch.tensor(rows[i], device=state.device)
-                logits = _head(model, state[: len(row) - 1])
-                total += float(F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum"))
-                count += len(row) - 1
+                following = torch.tensor(rows[i][1:], device=state.device)
+                size = good_positions(state.device, model.config.get_text_config().vocab_size)
+                for part, wanted in zip(state[: len(following)].split(size), following.split(size), strict=True):
+                    logits = _head(model, part)
+                    total += float(F.cross_entropy(logits, wanted.to(logits.device), reduction="sum"))
+                count += len(following)
     return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
 
@@ -99,7 +100,7 @@ def completions(
     with frozen(model):
         for _ in range(tokens):
             live = [i for i, d in enumerate(done) if not d]
-            for batch in length_sorted_batches([len(rows[i]) for i in live], _BATCH_TOKENS):
+            for batch in length_sorted_batches([len(rows[i]) for i in live], good_tokens(input_device(model))):
                 members = [live[i] for i in batch]
                 hidden = _hidden(model, tokenizer, [rows[i] for i in members])
                 ends = torch.tensor([len(rows[i]) - 1 for i in members], device=hidden.device)

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.errors import IllPosedError, LayoutError
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
+from zerounlearn.method.losses import log_probabilities, read_losses
 from zerounlearn.method.passes import Pass, Row, build, distinct, even_parts, tokens_at_a_time, vectors_at_a_time
 from zerounlearn.method.passes import Problem as Problem
 from zerounlearn.model.hooks import first_tensor, forward_until, frozen
@@ -123,17 +123,21 @@ def _optimise_chunk(
 
     def passes(active: set[int], *, whole: bool) -> list[Pass]:
         by_last: dict[int, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: problems[row.problem].layer):
+        for row in sorted(rows, key=lambda row: len(row.ids) - row.position):  # rows of one length need no padding
             if row.problem in active:
                 last = depth - 1
                 if row.targets and hparams.v_loss_layer is not None:
                     last = max(hparams.v_loss_layer, problems[row.problem].layer)
                 by_last.setdefault(last, []).append(row)
-        return [
-            Pass(tape, part, [sequence_of[r.ids] for r in part], problems, last, contexts, whole=whole)
-            for last, members in sorted(by_last.items())
-            for part in even_parts(members, [ids.shape[1] if whole else len(r.ids) - r.position for r in members], most)
-        ]
+        found = []
+        for last, members in sorted(by_last.items()):
+            sizes = [ids.shape[1] if whole else len(r.ids) - r.position for r in members]
+            for part in even_parts(members, sizes, most):
+                part.sort(key=lambda row: problems[row.problem].layer)
+                found.append(
+                    Pass(tape, part, [sequence_of[r.ids] for r in part], problems, last, contexts, whole=whole)
+                )
+        return found
 
     active = set(range(len(problems)))
     whole = not _replay_agrees(passes(active, whole=False), tape)
@@ -156,21 +160,23 @@ def _optimise_chunk(
         nll, kl = torch.zeros_like(initial), torch.zeros_like(initial)
         with torch.set_grad_enabled(stepping):
             for one in batch:
-                log_p = layout.logits(one.hidden(delta)).to(work).log_softmax(-1)
-                here, kept = one.read_owner.split([one.targets, len(log_p) - one.targets])
-                loss = torch.zeros_like(nll).index_add(0, here, _target_loss(log_p[: one.targets], one) / one.divisor)
-                nll += loss.detach()
+                hidden = one.hidden(delta)
+                here, kept = one.read_owner.split([one.targets, len(hidden) - one.targets])
+                at_subject = None
                 if len(kept):
-                    at_subject = log_p[one.targets :]
-                    if reference is None:
-                        reference = at_subject.new_empty(len(problems), at_subject.shape[1])
-                    owner = kept.to(log_p.device)
                     if step == 0:
-                        reference[owner] = at_subject.detach()
-                    each = F.kl_div(at_subject, reference[owner], reduction="none", log_target=True).sum(-1)
-                    divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each.to(kl.device))
-                    kl += divergence.detach()
-                    loss = loss + divergence
+                        expected = log_probabilities(layout, hidden[one.targets :])
+                        if reference is None:
+                            reference = expected.new_empty(len(problems), expected.shape[1])
+                        reference[kept.to(reference.device)] = expected
+                    assert reference is not None
+                    at_subject = reference[kept.to(reference.device)]
+                each = read_losses(layout, hidden, one.token, one.unlikely, at_subject).to(work)
+                targets = torch.zeros_like(nll).index_add(0, here, each[: one.targets] / one.divisor)
+                divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each[one.targets :])
+                nll += targets.detach()
+                kl += divergence.detach()
+                loss = targets + divergence
                 if stepping:
                     loss.sum().backward()
             decay = hparams.v_weight_decay * delta.norm(dim=1) / origin.norm(dim=1).square()
@@ -203,16 +209,6 @@ def _optimise_chunk(
             delta *= torch.where(norm > bound, bound / norm, torch.ones_like(norm))[:, None]
         steps[sorted(active)] += 1
     return Solution((origin + delta.detach()), initial, final, steps)
-
-
-def _target_loss(log_p: Tensor, one: Pass) -> Tensor:
-    """The NLL of each target read, or its weighted unlikelihood, where the vectors are."""
-    token = one.token.to(log_p.device)[:, None]
-    nll = -log_p.gather(1, token)[:, 0].to(one.token.device)
-    if not bool(one.unlikely.any()):
-        return nll
-    others = log_p.scatter(1, token, float("-inf")).logsumexp(-1).to(one.token.device)
-    return torch.where(one.unlikely > 0, -one.unlikely * others, nll)
 
 
 @torch.no_grad()

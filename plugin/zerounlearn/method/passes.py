@@ -15,12 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.request import Request
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.memory import free_memory
+from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.model.replay import Suffix, Tape
 from zerounlearn.model.tokens import encode, locate
 
-# Tokens that go through the blocks at a time: enough for products at full speed, on a CPU few enough for its caches.
-_CPU_TOKENS, _DEVICE_TOKENS = 512, 8192
 # Vectors that share a tape where their number is left open; the shares of free memory that tape and pass may take.
 _VECTORS, _TAPE_SHARE, _PASS_SHARE = 256, 0.25, 0.25
 
@@ -169,7 +167,7 @@ def tokens_at_a_time(layout: Layout, blocks: int) -> int:
     """Tokens a pass, so that what is kept for going back fits, by a high estimate: 20d + 6m a token and block."""
     d, m, size = _sizes(layout)
     room = int(free_memory(layout.device) * _PASS_SHARE / (blocks * (20 * d + 6 * m) * max(size, 4)))
-    return max(1, min(room, _CPU_TOKENS if layout.device.type == "cpu" else _DEVICE_TOKENS))
+    return max(1, min(room, good_tokens(layout.device)))
 
 
 def _sizes(layout: Layout) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from zerounlearn.method.moment_files import Key, MomentFile, StoredMoments, Unfi
 from zerounlearn.method.processes import Processes
 from zerounlearn.model.hooks import forward_until, frozen, inputs_of
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.memory import free_memory
+from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 _CHUNK = 64
 # Chunks between two meetings of the processes: in that time a failure stops all, and uneven chunks even out.
 _ROUND = 4
-# Tokens per forward pass that saturate a CPU, or another device; larger batches only add padding.
-_CPU_TOKENS, _DEVICE_TOKENS = 4096, 16384
 # The share of free memory that activations may take; others allocate too.
 _MEMORY_SHARE = 0.5
 
@@ -134,7 +132,7 @@ def auto_batch_tokens(
     device = layout.device_of(layers[-1])
     sharing = processes.count if processes is not None and device.type == "cpu" else 1
     room = int(free_memory(device) * _MEMORY_SHARE / sharing / bytes_each)
-    tokens = max(1, min(room, _CPU_TOKENS if device.type == "cpu" else _DEVICE_TOKENS))
+    tokens = max(1, min(room, good_tokens(device)))
     log.info("%d tokens per forward pass: memory on %s has room for %d", tokens, device, room)
     return tokens
 

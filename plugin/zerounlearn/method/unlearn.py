@@ -35,13 +35,12 @@ from zerounlearn.method.request import Request, check_requests, target_ids
 from zerounlearn.method.statistics import Corpus, digest, lineage_kept, second_moments
 from zerounlearn.model.hooks import frozen, inputs_of
 from zerounlearn.model.layout import Layout
+from zerounlearn.model.memory import good_tokens
 from zerounlearn.model.replay import Tape, record
 from zerounlearn.model.tokens import continuation, filler_id, length_sorted_batches, locate, pad
 
 log = logging.getLogger(__name__)
 
-# Tokens per forward pass when keys are read.
-_KEY_TOKENS = 8192
 # Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
 _RANK_TOLERANCE = 1e-6
 
@@ -417,7 +416,7 @@ class _Walk:
                 ids, position = locate(tokenizer, text, len(prefix) + start, len(prefix) + end, hparams.fact_token)
                 rows.append(ids)
                 self.positions.append(position)
-        self.batches = length_sorted_batches([len(row) for row in rows], _KEY_TOKENS)
+        self.batches = length_sorted_batches([len(row) for row in rows], good_tokens(layout.device))
         self.tapes: list[Tape] = []
         self.hidden: list[Tensor] = []
         first, last = self.layers[0], self.layers[-1]

@@ -141,7 +141,10 @@ class Layout:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (..., v) of hidden states (..., d) of the last block, in float32 at least."""
-        hidden = self.norm(hidden)
+        return self.project(self.norm(hidden))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits of hidden states that the final norm has seen already."""
         if isinstance(self.head, nn.Embedding):  # EasyEdit's YAMLs name the embedding where the head is tied
             with align_module_device(self.head):  # whose own forward pass, which would load it, is not called
                 weight = self.head.weight

@@ -55,8 +55,14 @@ class _Packing:
     slots: Tensor
     attention: str
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self.slots) == self.rows * self.size
+
     def unpack(self, value: Tensor) -> Tensor:
         """(1, heads, tokens, ·) to (rows, heads, size, ·), zero where a row has no token."""
+        if self._is_full:
+            return value[0].unflatten(1, (self.rows, self.size)).transpose(0, 1)
         tokens = value[0].transpose(0, 1)
         padded = tokens.new_zeros(self.rows * self.size, *tokens.shape[1:])
         padded = padded.index_copy(0, self.slots.to(value.device), tokens)
@@ -64,6 +70,8 @@ class _Packing:
 
     def pack(self, value: Tensor) -> Tensor:
         """(rows, size, ...) to (1, tokens, ...)."""
+        if self._is_full:
+            return value.flatten(0, 1)[None]
         return value.flatten(0, 1).index_select(0, self.slots.to(value.device))[None]
 
 
