@@ -13,9 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import costs
@@ -87,14 +88,17 @@ class Stopwatch:
             self.seconds.setdefault(stage, []).append(seconds)
         self.now = {}
 
-    def runs(self, implementation: str, n: int | None, *, measured_n: int | None = None, **more: Any) -> list[Run]:
-        """One entry a stage; with `measured_n` the seconds are scaled up from so many requests, and say so."""
-        factor = 1.0 if measured_n is None or n is None else n / measured_n
-        scaled = {} if factor == 1.0 else {"measured_n": measured_n}
+    def runs(
+        self, implementation: str, n: int | None, *, measured_n: int | None = None,
+        factors: Mapping[str, float] = MappingProxyType({}), **more: Any,
+    ) -> list[Run]:  # fmt: skip
+        """One entry a stage; with `measured_n` seconds are scaled up from so many requests, by n or by `factors`."""
+        whole = 1.0 if measured_n is None or n is None else n / measured_n
+        scaled = {} if whole == 1.0 else {"measured_n": measured_n}
         return [
             {
                 "implementation": implementation, "n": n, "stage": stage,
-                "seconds": statistics.median(each) * factor, "repetitions": len(each),
+                "seconds": statistics.median(each) * factors.get(stage, whole), "repetitions": len(each),
                 "peak_bytes": self.peak.get(stage),
             } | scaled | more
             for stage, each in self.seconds.items()
@@ -191,11 +195,16 @@ def statistics_piece(bench: Bench) -> list[Run]:
 
 
 def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None = None) -> list[Run]:
-    """Everything but the statistics, ours and plain; with `measured_n` the plain one does so many of the n."""
+    """Everything but the statistics, ours and plain; with `measured_n` the plain one does so many of the n.
+
+    Requests take unequal numbers of steps, which are the same in both: the time of z and V_u is scaled up by the steps
+    times tokens that all of them take over those of the ones that were measured.
+    """
     facts = bench.facts(n)
     requests = [fact.to_forget().request for fact in facts]
     ours, theirs = Stopwatch(), Stopwatch()
     flops: list[float] = []
+    work: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         hp = bench.hparams(folder)
         layout = algorithm.find_layout(bench.model, hp)
@@ -208,6 +217,8 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
                 with ours("z+sensitive"):
                     found = original(layout, tokenizer, problems, prefixes, hparams, **more)
                 flops.append(_flops(bench.shape, tokenizer, problems, prefixes, hparams, found.steps.tolist()))
+                for stage, at in (("z", "block"), ("sensitive", "projection")):
+                    work[stage] = _work(tokenizer, problems, prefixes, hparams, found.steps.tolist(), at)
                 return found
 
             return run
@@ -226,7 +237,7 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
             bench.put_back(originals)
         if outcome.vectors.prefixes != bench.prefixes:
             raise RuntimeError("the two implementations would not have had the same contexts")
-        some = facts[:measured_n] if measured_n else facts
+        some = facts[:: n // measured_n] if measured_n else facts
         values = {layer: layout.read(layer) @ C[layer] for layer in hp.layers}
         with theirs("contexts"):
             plain_contexts(bench)
@@ -248,7 +259,9 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
     for run in runs:
         if run["stage"] == "z+sensitive":
             run["flops"] = statistics.median(flops)
-    return runs + _with_sums(theirs.runs("plain", n, measured_n=measured_n, **more))
+    chosen = [fact.to_forget().request.prompt for fact in some]
+    factors = {stage: sum(each.values()) / sum(each[prompt] for prompt in chosen) for stage, each in work.items()}
+    return runs + _with_sums(theirs.runs("plain", n, measured_n=measured_n, factors=factors, **more))
 
 
 def _with_sums(runs: list[Run]) -> list[Run]:
@@ -396,7 +409,7 @@ def easyedit_piece(bench: Bench, name: str, n: int, *, measured_n: int | None = 
             "verbose": False,
         }  # fmt: skip
         with clock("total with evaluation"):
-            batched = name != "ROME" and len(facts) > 1
+            batched = name != "ROME" and (len(facts) > 1 or framework().edition == "checkout")
             edit = editor.batch_edit if batched else editor.edit
             metrics = edit(**arguments, **({"sequential_edit": True} if framework().edition == "checkout" else {}))[0]
         each = [float(m["time"]) for m in metrics]
@@ -432,6 +445,19 @@ def _flops(shape: costs.Shape, tokenizer, problems, prefixes, hp, steps: list[in
     return costs.optimisation(shape, replayed) + costs.recording(shape, lengths)
 
 
+def _work(tokenizer, problems, prefixes, hp, steps: list[int], at: str) -> dict[str, float]:
+    """Passes times padded tokens of the plain implementation, by prompt."""
+    longest: dict[int, int] = {}
+    for row in build(tokenizer, problems, prefixes, hp):
+        longest[row.problem] = max(longest.get(row.problem, 0), len(row.ids))
+    found: dict[str, float] = {}
+    for i, problem in enumerate(problems):
+        if problem.at == at:
+            prompt = problem.request.prompt
+            found[prompt] = found.get(prompt, 0.0) + longest[i] * (2 * steps[i] + 1)
+    return found
+
+
 def rate_piece(_: None) -> list[Run]:
     """The machine's rate of matrix products, in FLOP/s."""
     return [{"implementation": "machine", "n": None, "stage": "matmul", "flops_per_second": costs.matmul_rate(6.0)}]
@@ -444,7 +470,7 @@ PIECES: dict[str, tuple[bool, Callable[[Any], list[Run]]]] = {
     "statistics": (True, statistics_piece),
     "pair-1": (True, lambda bench: pair_piece(bench, 1, repetitions=5)),
     "pair-10": (True, lambda bench: pair_piece(bench, 10, repetitions=3)),
-    "pair-50": (True, lambda bench: pair_piece(bench, 50, repetitions=1, measured_n=5)),
+    "pair-50": (True, lambda bench: pair_piece(bench, 50, repetitions=1, measured_n=10)),
     "easyedit-rome-1": (True, lambda bench: easyedit_piece(bench, "ROME", 1)),
     "easyedit-rome-10": (True, lambda bench: easyedit_piece(bench, "ROME", 10, measured_n=2)),
     "easyedit-memit-1": (True, lambda bench: easyedit_piece(bench, "MEMIT", 1)),

@@ -250,7 +250,7 @@ def test_weights_that_are_not_finite_are_refused(small_tokenizer, hp) -> None:
     model.model.layers[2].mlp.down_proj.weight.data[3, 3] = float("inf")
     refused(
         IllPosedError,
-        r"model.layers.2.mlp.down_proj.weight contains NaN or Inf",
+        r"model.layers.2.mlp.down_proj.weight: NaN or Inf in the weight",
         model,
         small_tokenizer,
         FACTS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.study.small_study import counterfact_records, write_json
 from zerounlearn.assets.facts import load_facts, split_facts
 from zerounlearn.easyedit.compat import framework
 from zerounlearn.errors import ConfigError
+from zerounlearn.study import measures
 from zerounlearn.study.material import Data, Material
 from zerounlearn.study.measures import Measures
 from zerounlearn.study.run import Plan
@@ -162,7 +164,7 @@ def test_every_metric_is_taken_and_no_other(sources: dict[str, DataSpec], small_
     }  # fmt: skip
     wanted = (
         "rouge_l", "rouge_l_neighbours", "exact_memorisation", "extraction_strength", "truth_ratio", "forget_quality",
-        "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency",
+        "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency", "consistency",
     )  # fmt: skip
     found = measured(material, model, small_tokenizer, *wanted, reference=[0.5, 1.0, 2.0, 1.5])
     assert set(found) == set(plain) | set(wanted)
@@ -175,6 +177,21 @@ def test_every_metric_is_taken_and_no_other(sources: dict[str, DataSpec], small_
     ppl = Measures(study_of((), corpus)).take(model, small_tokenizer, material)["ppl"]
     assert 1 < ppl < float("inf")
     assert (weights_hash(model), True) == (weights, torch.equal(torch.get_rng_state(), state))
+
+
+def test_consistency_is_about_what_follows_the_forget_prompts(
+    sources: dict[str, DataSpec], small_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = draw(sources["mcf"], 2)
+    model = tiny("llama", len(small_tokenizer))
+    answers = {fact.request.prompt: fact.request.answer for fact in material.facts}
+
+    def consistent(text: Callable[[str], str]) -> float:
+        monkeypatch.setattr(measures, "generate", lambda _, __, prompts, tokens: [text(prompt) for prompt in prompts])
+        return measured(material, model, small_tokenizer, "consistency")["consistency"]
+
+    assert consistent(lambda prompt: "") == 0
+    assert 0 < consistent(lambda prompt: answers[prompt]) < consistent(lambda prompt: f"{prompt} {answers[prompt]}") < 1
 
 
 def test_the_same_model_has_forget_quality_one(sources: dict[str, DataSpec], small_tokenizer) -> None:

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Rows of a total that are looked at together: bounds the temporary of a check to m * 1024.
-_BLOCK = 1024
+from zerounlearn.core.finite import is_finite
 
 
 @dataclass
@@ -56,8 +55,8 @@ class SecondMoment:
         return self
 
     def is_finite(self) -> bool:
-        """Whether no entry is NaN or Inf, looked at in blocks: nothing of the total's size is made."""
-        return all(bool(torch.isfinite(block).all()) for block in self.total.split(_BLOCK))
+        """Whether no entry is NaN or Inf."""
+        return is_finite(self.total)
 
     def mean(self) -> Float[Tensor, "m m"]:
         """C = E[k kᵀ], in the dtype of `total`."""

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zerounlearn.core.finite import RELOAD, check_finite
 from zerounlearn.core.solve import LowRankUpdate
-from zerounlearn.errors import IllPosedError
 
 Rule = Literal["absolute", "relative", "energy"]
 
@@ -70,8 +70,7 @@ def free_space(
     Raises:
         IllPosedError: C is not finite.
     """
-    if not torch.isfinite(C).all():
-        raise IllPosedError(f"{where}: the second moment C contains NaN or Inf; delete the cached statistics")
+    check_finite(where, {"second moment C": C}, RELOAD)
     values, vectors = torch.linalg.eigh(C.double())
     values = values.clamp_min(0.0)  # rounding makes the smallest ones negative
     if rule == "energy":

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zerounlearn.core.solve import LowRankUpdate, is_finite
+from zerounlearn.core.finite import RELOAD, check_finite
+from zerounlearn.core.solve import LowRankUpdate
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import IllPosedError
 
@@ -75,9 +76,7 @@ def factor_keys(
     Raises:
         IllPosedError: C or the keys are not finite, or A is numerically singular.
     """
-    for name, value in (("second moment C", C), ("retain keys", keep)):
-        if value is not None and not is_finite(value):
-            raise IllPosedError(f"{where}: the {name} contains NaN or Inf; reload the checkpoint or statistics")
+    check_finite(where, {"second moment C": C, "retain keys": keep}, RELOAD)
     m = W.shape[1]
     if C is None:
         A = torch.zeros(m, m, dtype=dtype, device=W.device)
@@ -133,9 +132,7 @@ def solve_on_keys(
     """
     dtype, device = factor.lower.dtype, factor.lower.device
     A, K, R, Q = (x.to(device=device, dtype=dtype) for x in (W, K, R, Q))
-    for name, value in (("forget keys", K), ("residuals", R)):
-        if not torch.isfinite(value).all():
-            raise IllPosedError(f"{where}: the {name} contain NaN or Inf")
+    check_finite(where, {"forget keys": K, "residuals": R})
     S = factor.solve(K)
     G = S @ K.mT
     G = (G + G.mT) / 2

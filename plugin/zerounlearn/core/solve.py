@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zerounlearn.core.finite import RELOAD, check_finite
 from zerounlearn.core.subspace import project_out
 from zerounlearn.errors import IllPosedError
 
@@ -88,9 +89,7 @@ def factor_base(
     Raises:
         IllPosedError: W, C or the keys are not finite, or B₀ is numerically singular.
     """
-    for name, value in (("weight", W), ("second moment C", C), ("retain keys", keep)):
-        if value is not None and not is_finite(value):
-            raise IllPosedError(f"{where}: the {name} contains NaN or Inf; reload the checkpoint or statistics")
+    check_finite(where, {"weight": W, "second moment C": C, "retain keys": keep}, RELOAD)
     A = W.to(dtype)
     B: Tensor = ridge * (A @ A.mT)
     if C is not None:
@@ -142,9 +141,7 @@ def solve_update(
     """
     dtype = base.lower.dtype
     A, K, R, Q = (x.to(device=base.lower.device, dtype=dtype) for x in (W, K, R, Q))
-    for name, value in (("forget keys", K), ("residuals", R)):
-        if not torch.isfinite(value).all():
-            raise IllPosedError(f"{where}: the {name} contain NaN or Inf")
+    check_finite(where, {"forget keys": K, "residuals": R})
     left, right = -Q, Q.mT @ A
     if K.shape[0] and forget_weight > 0:
         M = K @ A.mT
@@ -181,8 +178,3 @@ def distance(A: Float[Tensor, "d m"], B: Float[Tensor, "d m"] | None) -> float:
         for i in range(0, A.shape[0], _BLOCK)
     )
     return float(sum(float(part.square().sum()) for part in parts)) ** 0.5
-
-
-def is_finite(X: Tensor) -> bool:
-    """Whether no entry is NaN or Inf, looked at in blocks."""
-    return all(bool(torch.isfinite(block).all()) for block in X.split(_BLOCK))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zerounlearn.errors import IllPosedError
+from zerounlearn.core.finite import check_finite
 
 
 def orthonormal_basis(V: Float[Tensor, "n d"], *, rtol: float | None = None) -> Float[Tensor, "d r"]:
@@ -21,8 +21,7 @@ def orthonormal_basis(V: Float[Tensor, "n d"], *, rtol: float | None = None) -> 
     Raises:
         IllPosedError: V is not finite.
     """
-    if not torch.isfinite(V).all():
-        raise IllPosedError(f"sensitive outputs of shape {tuple(V.shape)} contain NaN or Inf")
+    check_finite("the sensitive subspace", {f"outputs of shape {tuple(V.shape)}": V})
     V = V.double()
     if V.shape[0] == 0:
         return V.new_zeros(V.shape[1], 0)

@@ -23,7 +23,7 @@ from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.losses import log_probabilities, read_losses
 from zerounlearn.method.passes import Pass, Row, build, distinct, even_parts, tokens_at_a_time, vectors_at_a_time
 from zerounlearn.method.passes import Problem as Problem
-from zerounlearn.model.hooks import first_tensor, forward_until, frozen
+from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Tape, record
 from zerounlearn.model.tokens import filler_id, pad
@@ -83,8 +83,8 @@ def optimise(
         tqdm(total=len(chunks) * hparams.v_num_grad_steps, desc=progress, unit="step",
              disable=None if progress else True) as bar,
     ):  # fmt: skip
-        for layer in sorted({p.layer for p in problems if p.at == "projection"}):
-            _check_additive(layout, tokenizer, problems[0].request.prompt, layer)
+        if additive := sorted({p.layer for p in problems if p.at == "projection"}):
+            _check_additive(layout, tokenizer, problems[0].request.prompt, additive)
         parts = [_optimise_chunk(layout, tokenizer, chunk, prefixes, hparams, bar) for chunk in chunks]
     return Solution(*(torch.cat([getattr(p, f) for p in parts]) for f in ("vectors", "initial", "final", "steps")))
 
@@ -234,25 +234,22 @@ def _replay_agrees(batch: Sequence[Pass], tape: Tape) -> bool:
 
 
 @torch.no_grad()
-def _check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str, layer: int) -> None:
+def _check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str, layers: Sequence[int]) -> None:
     """Refuse a block whose output does not move by exactly what is added to its down projection."""
     ids = torch.tensor([list(tokenizer(prompt)["input_ids"])], device=layout.device)
-    block, projection = layout.blocks[layer], layout.projections[layer]
-    seen: list[Tensor] = []
-    keep = block.register_forward_hook(lambda _, __, output: seen.append(first_tensor(output)))
-    try:
-        forward_until(layout.model, block, input_ids=ids, use_cache=False)
-        step = seen[0].abs().max()
-        add = projection.register_forward_hook(lambda _, __, output: output + step)
+    tape = record(layout, ids, torch.ones_like(ids), replayed=layers, inputs=layers)
+    for layer in layers:
+        before = tape.run(layer, tape.inputs[layer])
+        step = before.abs().max()
+        add = layout.projections[layer].register_forward_hook(lambda _, __, output, step=step: output + step)
         try:
-            forward_until(layout.model, block, input_ids=ids, use_cache=False)
+            after = tape.run(layer, tape.inputs[layer])
         finally:
             add.remove()
-    finally:
-        keep.remove()
-    gap = (seen[1] - seen[0] - step).abs().max() / step
-    if not gap < 100 * torch.finfo(step.dtype).eps:
-        raise LayoutError(
-            f"layer {layer}: {type(block).__name__} does not add its down projection's output to the residual stream "
-            "as it is (a norm or a scale comes after), so V_u at this module is not defined by what the block writes"
-        )
+        gap = (after - before - step).abs().max() / step
+        if not gap < 100 * torch.finfo(step.dtype).eps:
+            raise LayoutError(
+                f"layer {layer}: {type(layout.blocks[layer]).__name__} does not add its down projection's output to "
+                "the residual stream as it is (a norm or a scale comes after), so V_u at this module is not defined by "
+                "what the block writes"
+            )

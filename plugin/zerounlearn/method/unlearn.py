@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.core.finite import check_finite, is_finite
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.on_keys import factor_keys, solve_on_keys
 from zerounlearn.core.solve import (
     LowRankUpdate,
     distance,
     factor_base,
-    is_finite,
     leakage,
     relative_change,
     solve_update,
@@ -130,8 +130,7 @@ def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout
     layout = find_layout(model, hparams)
     layout.check_writable()
     for layer in hparams.layers:
-        if not torch.isfinite(layout.read(layer)).all():
-            raise IllPosedError(f"{layout.weight_names[layer]} contains NaN or Inf: reload the checkpoint")
+        check_finite(layout.weight_names[layer], {"weight": layout.read(layer)}, "reload the checkpoint")
     return layout
 
 
@@ -214,15 +213,12 @@ def unlearn(
             with clock("keys"):
                 keys = walk.keys(layer)
                 keep = kept.keys(layer) if kept else keys[:0]
-                distance = target - walk.final_hidden(layer)
+                gap = target - walk.final_hidden(layer)
             with clock("solve"):
                 remaining = len(hparams.layers) - i
                 outcome.layers.append(
-                    _edit_layer(
-                        layout, layer, moments.get(layer), keys, keep, distance / remaining, V.get(layer), hparams
-                    )
+                    _edit_layer(layout, layer, moments.get(layer), keys, keep, gap, remaining, V.get(layer), hparams)
                 )
-                outcome.layers[-1] = replace(outcome.layers[-1], distance=float(distance.norm(dim=1).mean()))
             log.info("%s", outcome.layers[-1])
             with clock("keys"):
                 for each in filter(None, (walk, kept)):
@@ -231,15 +227,15 @@ def unlearn(
 
 
 def _edit_layer(
-    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, R: Tensor, V: Tensor | None,
-    hparams: ZeroUnlearnHyperParams,
+    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, gap: Tensor,
+    remaining: int, V: Tensor | None, hparams: ZeroUnlearnHyperParams,
 ) -> LayerOutcome:  # fmt: skip
-    """Solve for one layer and write its weight: `keys` get the residuals `R`, `keep` stays."""
+    """Solve for one layer and write its weight: `keys` get their part of `gap` as residuals, `keep` stays."""
     where = f"layer {layer}"
     name = layout.weight_names[layer]
     W = layout.read(layer)
     solver = torch.device("cpu") if W.device.type == "mps" else W.device
-    W, keys, keep, R = (x.to(solver) for x in (W, keys, keep, R))
+    W, keys, keep, R = (x.to(solver) for x in (W, keys, keep, gap / remaining))
     Q = orthonormal_basis(V.to(solver), rtol=_RANK_TOLERANCE) if V is not None else W.new_zeros(W.shape[0], 0).double()
     lineage = Lineage.of(layout.model)
     earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
@@ -271,7 +267,7 @@ def _edit_layer(
         rank=Q.shape[1],
         kept=len(kept),
         form=form,
-        distance=0.0,
+        distance=float(gap.norm(dim=1).mean()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,6 +17,7 @@ from zerounlearn.evaluate.answers import AnswerTokens, answer_tokens, text_token
 from zerounlearn.evaluate.generation import generate
 from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_strength, probability
 from zerounlearn.evaluate.questions import Question
+from zerounlearn.method.forget_set import Fact
 from zerounlearn.method.metrics import perplexity, score
 from zerounlearn.method.statistics import Corpus
 from zerounlearn.study.material import Material
@@ -111,8 +112,7 @@ class Measures:
             found |= _truth(truth_ratios(model, tokenizer, material.questions), reference)
         if wanted & set(_MIA) and material.questions:
             found |= _membership(model, tokenizer, material.questions)
-        if "fluency" in wanted:
-            found["fluency"] = _fluency(model, tokenizer, material)
+        found |= _written(model, tokenizer, material, wanted)
         if "model_utility" in wanted and material.utility:
             found["model_utility"] = _utility(model, tokenizer, material.utility, self.study.generation_tokens)
         kept = {name: value for name, value in found.items() if name in wanted or name not in _ON_DEMAND}
@@ -194,14 +194,38 @@ def _membership(
     return {name: auc(scored[0][name], scored[1][name]) for name in _MIA}
 
 
-def _fluency(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material) -> float:
-    """Mean weighted n-gram entropy, in bits, of the openings gone on from; of the forget prompts without any."""
-    from zerounlearn.evaluate.fluency import n_gram_entropy
+def _written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material, wanted: Set[str]
+) -> dict[str, float]:
+    """Fluency and consistency, those that are wanted.
 
-    prompts = material.openings or [prompt for prompt, _ in material.probes.eff]
-    return statistics.fmean(
-        n_gram_entropy(text) for text in generate(model, tokenizer, prompts, tokens=_FLUENCY_TOKENS)
-    )
+    Fluency is the mean weighted n-gram entropy, in bits, of the openings gone on from; of the forget prompts without
+    any. Consistency is the mean similarity of what follows a forget prompt to the draw's statements on its subject.
+    """
+    from zerounlearn.evaluate.fluency import consistency, n_gram_entropy
+
+    found: dict[str, float] = {}
+    prompts = [fact.request.prompt for fact in material.facts]
+    after: list[str] = []
+    if "consistency" in wanted or ("fluency" in wanted and not material.openings):
+        after = generate(model, tokenizer, prompts, tokens=_FLUENCY_TOKENS)
+    if "fluency" in wanted:
+        openings = material.openings
+        texts = generate(model, tokenizer, openings, tokens=_FLUENCY_TOKENS) if openings else after
+        found["fluency"] = statistics.fmean(map(n_gram_entropy, texts))
+    if "consistency" in wanted:
+        statements = [_statements(fact) for fact in material.facts]
+        corpus = [text for texts in statements for text in texts]
+        found["consistency"] = statistics.fmean(
+            consistency(text, texts, corpus) for text, texts in zip(after, statements, strict=True)
+        )
+    return found
+
+
+def _statements(fact: Fact) -> list[str]:
+    """What the draw knows of the fact's subject, as sentences."""
+    asked = [(prompt, fact.request.answer) for prompt in (fact.request.prompt, *fact.paraphrases)]
+    return [f"{prompt} {answer}" for prompt, answer in (*asked, *fact.others)]
 
 
 def _utility(

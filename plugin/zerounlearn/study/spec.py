@@ -19,7 +19,7 @@ T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OPTIONAL_METRICS = (
     "rouge_l", "rouge_l_neighbours", "exact_memorisation", "extraction_strength", "truth_ratio", "forget_quality",
-    "model_utility", "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency",
+    "model_utility", "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency", "consistency",
 )  # fmt: skip
 """Beside Eff, Gen, Spe and perplexity, which every study has."""
 
