@@ -8,6 +8,7 @@ Compared things are measured in one process, one after the other, with the same 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -408,7 +409,7 @@ def easyedit_piece(bench: Bench, name: str, n: int, *, measured_n: int | None = 
             "ground_truth": [r.answer for r in requests], "target_new": [bench.tokenizer.eos_token] * len(requests),
             "verbose": False,
         }  # fmt: skip
-        with clock("total with evaluation"):
+        with clock("total with evaluation"), _inside(folder):  # AlphaEdit leaves its projector where it is called
             batched = name != "ROME" and (len(facts) > 1 or framework().edition == "checkout")
             edit = editor.batch_edit if batched else editor.edit
             metrics = edit(**arguments, **({"sequential_edit": True} if framework().edition == "checkout" else {}))[0]
@@ -417,6 +418,17 @@ def easyedit_piece(bench: Bench, name: str, n: int, *, measured_n: int | None = 
         clock.add("total", each[0] if batched else sum(each))
         clock.next()
     return clock.runs(f"easyedit-{name.lower()}", n, measured_n=measured_n, edition=framework().edition)
+
+
+@contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    """Make it the current folder."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _pairs(facts: Sequence[Fact]) -> list[tuple[str, str]]:
