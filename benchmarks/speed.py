@@ -81,8 +81,10 @@ def assembled(names: Sequence[str]) -> list[Run]:
     return runs
 
 
-def find(runs: Sequence[Run], implementation: str, stage: str, n: int | None) -> Run | None:
-    return next((r for r in runs if (r["implementation"], r["stage"], r["n"]) == (implementation, stage, n)), None)
+def find(runs: Sequence[Run], implementation: str, stage: str, n: int | None, d: int | None = None) -> Run | None:
+    """The entry, on SmolLM2 or on synthetic matrices with d rows."""
+    wanted = (implementation, stage, n, d)
+    return next((r for r in runs if (r["implementation"], r["stage"], r["n"], r.get("d")) == wanted), None)
 
 
 def markdown(runs: Sequence[Run]) -> str:
@@ -91,7 +93,7 @@ def markdown(runs: Sequence[Run]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for run in [r for r in runs if r["implementation"] == "ours"]:
-        other = find(runs, "plain", run["stage"], run["n"])
+        other = find(runs, "plain", run["stage"], run["n"], run.get("d"))
         share = f"{100 * run['fraction_of_matmul_rate']:.0f} %" if "fraction_of_matmul_rate" in run else "–"
         theirs, ratio, memory = "–", "–", "–"
         if other:
@@ -99,7 +101,8 @@ def markdown(runs: Sequence[Run]) -> str:
             theirs, ratio = f"{other['seconds']:.3g}{mark}", f"{other['seconds'] / run['seconds']:.1f}"
             memory = f"{other['peak_bytes'] / 1e6:.0f}" if other["peak_bytes"] is not None else "–"
         own = f"{run['peak_bytes'] / 1e6:.0f}" if run["peak_bytes"] is not None else "–"
-        cells = (run["stage"], run["n"] or "–", f"{run['seconds']:.3g}", theirs, ratio, share, f"{own} / {memory}")
+        name = run["stage"] + (f", {run['d']} × {run['m']}" if "d" in run else "")
+        cells = (name, run["n"] or "–", f"{run['seconds']:.3g}", theirs, ratio, share, f"{own} / {memory}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",
@@ -123,7 +126,8 @@ def bars(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each bar of the comparison, and whether it is met."""
     found = []
     for stage, n, wanted in BARS:
-        own, other = find(runs, "ours", stage, n), find(runs, "plain", stage, n)
+        d = 3072 if stage == "solve" else None
+        own, other = find(runs, "ours", stage, n, d), find(runs, "plain", stage, n, d)
         if own and other:
             ratio = other["seconds"] / own["seconds"]
             found.append({"stage": stage, "n": n, "wanted": wanted, "ratio": ratio, "met": ratio >= wanted})

@@ -13,6 +13,7 @@ from zerounlearn.method import optimise as module
 from zerounlearn.method.optimise import Problem, optimise
 from zerounlearn.method.passes import distinct
 from zerounlearn.method.unlearn import find_layout
+from zerounlearn.model import replay
 from zerounlearn.model.replay import Suffix
 from zerounlearn.model.tokens import continuation
 
@@ -48,6 +49,33 @@ def test_batched_replay_equals_the_plain_way(kind: str, attention: str, small_to
     moved = (expected - expected.mean()).norm()
     assert (found.vectors - expected).norm() < 1e-6 * moved
     assert found.final.mean() < found.initial.mean()
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("mistral", "sdpa")])
+def test_a_recording_in_batches_is_that_of_all_rows(
+    kind: str, attention: str, small_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(kind, len(small_tokenizer), attention)
+    hp = hparams_for([1, 2])
+    problems = problems_for(small_tokenizer, hp.layers)
+    layout = find_layout(model, hp)
+    batches: list[tuple[int, ...]] = []
+    run = replay._record
+
+    def spy(layout, ids, mask, **wanted):
+        batches.append(tuple(ids.shape))
+        return run(layout, ids, mask, **wanted)
+
+    monkeypatch.setattr(replay, "_record", spy)
+    at_once = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
+    most = max(rows for rows, _ in batches)
+    batches.clear()
+    monkeypatch.setattr(replay, "good_tokens", lambda _: 24)
+    in_batches = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
+    assert max(rows for rows, _ in batches) < most
+    assert len({length for _, length in batches}) > 2, "each batch is as long as its own longest row"
+    # norms are taken in float32 whatever the model's dtype, in batches of other shapes
+    assert_close(in_batches.vectors, at_once.vectors, rtol=1e-5, atol=1e-6)
 
 
 def test_it_replays_suffixes_and_whole_rows_alike(small_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

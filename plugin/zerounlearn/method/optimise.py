@@ -227,7 +227,8 @@ def _replay_agrees(batch: Sequence[Pass], tape: Tape) -> bool:
     sequence, position = one.read_from
     own = states[sequence.to(states.device), position.to(states.device)]
     gap = (replayed.to(own.device) - own).float().norm() / own.float().norm()
-    if gap < 50 * torch.finfo(own.dtype).eps ** 0.75:
+    # Models take norms and softmaxes in float32, whatever they are in: padding alone moves those by some 1e-7.
+    if gap < max(50 * torch.finfo(own.dtype).eps ** 0.75, 1e-6):
         return True
     log.info("suffix replay differs by %.1e; whole rows are replayed", float(gap))
     return False

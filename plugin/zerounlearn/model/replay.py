@@ -13,11 +13,12 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zerounlearn.model.hooks import first_tensor, forward_until
 from zerounlearn.model.layout import Layout
+from zerounlearn.model.memory import good_tokens
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +186,7 @@ def record(
     written: Collection[int] = (),
     attention: bool = False,
 ) -> Tape:
-    """One forward pass that ends after the last block named.
+    """One forward pass that ends after the last block named; in batches, if the longest rows come first.
 
     Args:
         layout: the model.
@@ -196,6 +198,79 @@ def record(
         written: blocks whose down-projection outputs are to be kept.
         attention: keep the attention keys and values of the replayed blocks, for `Suffix`.
     """
+    lengths = mask.sum(1).tolist()
+    bounds = [0, len(lengths)]
+    if lengths[0] == ids.shape[1] and lengths == sorted(lengths, reverse=True):
+        bounds = _batch_bounds(lengths, good_tokens(layout.device))
+    run = partial(_record, replayed=replayed, inputs=inputs, outputs=outputs, written=written, attention=attention)
+    if len(bounds) == 2:
+        return run(layout, ids, mask)
+    spans = [(slice(start, end), slice(lengths[start])) for start, end in pairwise(bounds)]
+    return _joined([run(layout, ids[span], mask[span]) for span in spans])
+
+
+def _batch_bounds(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Where batches of at least `tokens` padded tokens begin and end; `lengths` fall."""
+    bounds = [0]
+    for end in range(1, len(lengths) + 1):
+        if lengths[bounds[-1]] * (end - bounds[-1]) >= tokens or end == len(lengths):
+            bounds.append(end)
+    return bounds
+
+
+def _joined(parts: Sequence[Tape]) -> Tape:
+    """One tape of all rows, of which the first part has the longest."""
+    length = parts[0].length
+    tape = Tape(parts[0].layout, rows=sum(part.rows for part in parts), length=length)
+    joined: dict[tuple[int, ...], Tensor] = {}  # blocks share their masks and positions, and go on doing so
+
+    def along(dim: int, found: Iterable[Tensor]) -> Tensor:
+        return torch.cat([F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, length - x.shape[dim])) for x in found])
+
+    def masks(found: Sequence[Tensor | None]) -> Tensor:
+        """(n, 1, length, length); where a model made none, a query sees itself and what is before it."""
+        like = next(each for each in found if each is not None)
+        blocked = False if like.dtype == torch.bool else torch.finfo(like.dtype).min
+        whole = like.new_full((tape.rows, 1, length, length), blocked)
+        whole.diagonal(dim1=2, dim2=3).fill_(like.dtype == torch.bool)  # to see nothing at all is NaN
+        for part, each, rows in zip(parts, found, whole.split([part.rows for part in parts]), strict=True):
+            t = part.length
+            if each is None:
+                sees = torch.ones(t, t, dtype=torch.bool, device=like.device).tril()
+                each = (
+                    sees if like.dtype == torch.bool else torch.zeros_like(sees, dtype=like.dtype).where(sees, blocked)
+                )
+            rows[:, :, :t, :t] = each
+        return whole
+
+    def argument(name: str, found: Sequence[Any]) -> Any:
+        first = found[0]
+        if isinstance(first, tuple):
+            return tuple(argument(name, each) for each in zip(*found, strict=True))
+        is_mask = name == "attention_mask" and any(each is not None for each in found)
+        if not is_mask and not (isinstance(first, Tensor) and first.ndim >= 2):
+            return first
+        key = tuple(map(id, found))
+        if key not in joined:
+            by_row = not is_mask and all(x.shape[0] == part.rows for x, part in zip(found, parts, strict=True))
+            joined[key] = masks(found) if is_mask else along(1, found) if by_row else first
+        return joined[key]
+
+    for store in ("inputs", "outputs", "written"):
+        for layer in getattr(parts[0], store):
+            getattr(tape, store)[layer] = along(1, (getattr(part, store)[layer] for part in parts))
+    for layer, call in parts[0].calls.items():
+        tape.calls[layer] = {name: argument(name, [part.calls[layer][name] for part in parts]) for name in call}
+    for layer in parts[0].attention:
+        keys, values = zip(*(part.attention[layer] for part in parts), strict=True)
+        tape.attention[layer] = (along(2, keys), along(2, values))
+    return tape
+
+
+def _record(
+    layout: Layout, ids: Tensor, mask: Tensor, *, replayed: Collection[int], inputs: Collection[int],
+    outputs: Collection[int], written: Collection[int], attention: bool,
+) -> Tape:  # fmt: skip
     tape = Tape(layout, rows=ids.shape[0], length=ids.shape[1])
 
     def before(layer: int) -> Callable[..., Any]:
