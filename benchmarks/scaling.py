@@ -17,7 +17,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,12 @@ def requests(setting: Setting) -> list[Request]:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Seconds by stage, and the highest resident memory beyond the model."""
+    """Seconds by stage, and the highest resident memory beyond the model, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, setting).result()
+
+
+def _measure(setting: Setting) -> dict[str, Any]:
     tok = tokenizer()
     model = random_llama(setting, len(tok))
     draw = torch.randint(WORDS, (64, 128), generator=torch.Generator().manual_seed(1)).tolist()
