@@ -12,18 +12,16 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import costs
 import plain
 import psutil
 import torch
+from stopwatch import Run, Stopwatch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerounlearn.assets.corpora import open_corpus
@@ -45,65 +43,6 @@ from zerounlearn.model.tokens import continuation
 ROOT = Path(__file__).resolve().parents[1]
 # Texts behind C here: every implementation reads the same ones, the plain one six times.
 TEXTS = 60
-Run = dict[str, Any]
-
-
-class Stopwatch:
-    """Seconds and highest resident memory by stage, over repetitions; memory is less what the process began with."""
-
-    def __init__(self) -> None:
-        self.process = psutil.Process()
-        self.start = self.process.memory_info().rss
-        self.seconds: dict[str, list[float]] = {}
-        self.peak: dict[str, int] = {}
-        self.now: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        ended = threading.Event()
-        highest = self.process.memory_info().rss
-
-        def watch() -> None:
-            nonlocal highest
-            while not ended.wait(0.01):
-                highest = max(highest, self.process.memory_info().rss)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            took = time.perf_counter() - begin
-            ended.set()
-            watcher.join()
-            self.now[stage] = self.now.get(stage, 0.0) + took
-            self.peak[stage] = max(self.peak.get(stage, 0), highest - self.start)
-
-    def add(self, stage: str, seconds: float) -> None:
-        self.now[stage] = self.now.get(stage, 0.0) + seconds
-
-    def next(self) -> None:
-        """End a repetition."""
-        for stage, seconds in self.now.items():
-            self.seconds.setdefault(stage, []).append(seconds)
-        self.now = {}
-
-    def runs(
-        self, implementation: str, n: int | None, *, measured_n: int | None = None,
-        factors: Mapping[str, float] = MappingProxyType({}), **more: Any,
-    ) -> list[Run]:  # fmt: skip
-        """One entry a stage; with `measured_n` seconds are scaled up from so many requests, by n or by `factors`."""
-        whole = 1.0 if measured_n is None or n is None else n / measured_n
-        scaled = {} if whole == 1.0 else {"measured_n": measured_n}
-        return [
-            {
-                "implementation": implementation, "n": n, "stage": stage,
-                "seconds": statistics.median(each) * factors.get(stage, whole), "repetitions": len(each),
-                "peak_bytes": self.peak.get(stage),
-            } | scaled | more
-            for stage, each in self.seconds.items()
-        ]  # fmt: skip
 
 
 class Bench:
