@@ -14,7 +14,6 @@ import json
 import math
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +35,7 @@ from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.request import Request
 from zerounlearn.method.statistics import Corpus
 from zerounlearn.method.unlearn import unlearn
+from zerounlearn.study.peak import peak_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "scaling.json"
 WORDS = 2000
@@ -115,24 +115,10 @@ def _measure(setting: Setting) -> dict[str, Any]:
     model = random_llama(setting, len(tok))
     draw = torch.randint(WORDS, (64, 128), generator=torch.Generator().manual_seed(1)).tolist()
     corpus = Corpus("random", lambda: [" ".join(f"w{x}" for x in row) for row in draw])
-    process = psutil.Process()
-    base = highest = process.memory_info().rss
-    ended = threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not ended.wait(0.01):
-            highest = max(highest, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = unlearn(model, tok, requests(setting), setting.hparams(folder), corpus)
-    finally:
-        ended.set()
-        watcher.join()
-    return {"seconds": outcome.seconds, "peak_bytes": highest - base}
+    base = psutil.Process().memory_info().rss
+    with tempfile.TemporaryDirectory() as folder, peak_memory(torch.device("cpu")) as peak:
+        outcome = unlearn(model, tok, requests(setting), setting.hparams(folder), corpus)
+    return {"seconds": outcome.seconds, "peak_bytes": peak.bytes - base}
 
 
 def measure_solve(d: int, m: int, n: int = 50) -> dict[str, Any]:

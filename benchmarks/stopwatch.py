@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 import psutil
+import torch
+
+from zerounlearn.study.peak import peak_memory
 
 Run = dict[str, Any]
 
@@ -19,33 +21,19 @@ class Stopwatch:
     """Seconds and highest resident memory by stage, over repetitions; memory is less what the process began with."""
 
     def __init__(self) -> None:
-        self.process = psutil.Process()
-        self.start = self.process.memory_info().rss
+        self.start = psutil.Process().memory_info().rss
         self.seconds: dict[str, list[float]] = {}
         self.peak: dict[str, int] = {}
         self.now: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        ended = threading.Event()
-        highest = self.process.memory_info().rss
-
-        def watch() -> None:
-            nonlocal highest
-            while not ended.wait(0.01):
-                highest = max(highest, self.process.memory_info().rss)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        begin = time.perf_counter()
-        try:
+        with peak_memory(torch.device("cpu")) as peak:
+            begin = time.perf_counter()
             yield
-        finally:
             took = time.perf_counter() - begin
-            ended.set()
-            watcher.join()
-            self.now[stage] = self.now.get(stage, 0.0) + took
-            self.peak[stage] = max(self.peak.get(stage, 0), highest - self.start)
+        self.add(stage, took)
+        self.peak[stage] = max(self.peak.get(stage, 0), peak.bytes - self.start)
 
     def add(self, stage: str, seconds: float) -> None:
         self.now[stage] = self.now.get(stage, 0.0) + seconds

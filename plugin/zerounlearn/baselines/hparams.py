@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
 from zerounlearn.errors import ConfigError
 from zerounlearn.method.request import EOS, PAD
-from zerounlearn.method.settings import Settings, option, read_settings
+from zerounlearn.method.settings import Settings, option, read_settings, resolved
 
 RetainLoss = Literal["nll", "kl"]
 
@@ -53,8 +51,7 @@ class BaselineHyperParams(Settings):
     fp16: bool = option(False, "EasyEdit's switch for loading float16 weights.")
 
     def __post_init__(self) -> None:
-        if self.device == "auto":  # EasyEdit reads the field itself, and does not know the word
-            self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        self.device = resolved(self.device)
         if self.layers == "all":  # type: ignore[comparison-overlap]
             self.layers = []
         self.validate()

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-import torch
-
 from zerounlearn.core.nullspace import Rule
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.settings import Settings, option, read_settings
+from zerounlearn.method.settings import Settings, option, read_settings, resolved
 from zerounlearn.model.tokens import FactToken
 
 if TYPE_CHECKING:
@@ -139,8 +137,7 @@ class ZeroUnlearnHyperParams(Settings):
         for name, value in self.PRESETS.get(self.preset, {}).items():
             if getattr(self, name) == defaults[name]:
                 setattr(self, name, value)
-        if self.device == "auto":  # EasyEdit reads the field itself, and does not know the word
-            self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        self.device = resolved(self.device)
         self.validate()
 
     @classmethod

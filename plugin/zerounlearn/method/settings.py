@@ -27,6 +27,13 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def resolved(device: str) -> str:
+    """'auto' as a device of this machine, by the name that EasyEdit reads; any other word as it is."""
+    if device != "auto":
+        return device
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
 @dataclasses.dataclass
 class Settings:
     """Base of the hyperparameter classes; each has the fields `model_name` and `device`, and checks itself."""

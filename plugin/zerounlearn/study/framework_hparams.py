@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 
 from zerounlearn.assets.corpora import check_corpus
 from zerounlearn.easyedit.compat import PACKAGE, framework
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.settings import read_settings
+from zerounlearn.method.settings import read_settings, resolved
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ def load_framework_hparams(file: Path, overrides: Sequence[str] = ()) -> Any:
             "does: export EASYEDIT_HOME=…/EasyEdit"
         )
     values["alg_name"] = name
-    if values.get("device", "auto") == "auto":
-        values["device"] = "cuda:0" if torch.cuda.is_available() else "cpu"
+    values["device"] = resolved(values.get("device", "auto"))
     kind = getattr(importlib.import_module(f"{PACKAGE}.util.alg_dict"), method.hparams)
     values = _checked_names(str(path), values, kind, (method.wheel or {}) if edition == "wheel" else {})
     _check_values(str(path), name, values)

@@ -24,7 +24,7 @@ from zerounlearn.method import hparams as _ours
 from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.lineage import Lineage
 from zerounlearn.method.request import EOS, Request
-from zerounlearn.method.settings import read_settings
+from zerounlearn.method.settings import read_settings, resolved
 from zerounlearn.method.statistics import second_moments
 from zerounlearn.method.unlearn import layout_of
 from zerounlearn.model.layout import Layout
@@ -187,10 +187,8 @@ def resolved_device(word: str) -> str:
     Raises:
         ConfigError: torch knows no such device.
     """
-    if word == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
-        return str(torch.device(word))
+        return str(torch.device(resolved(word)))
     except RuntimeError:
         raise ConfigError(f"model.device={word!r}: expected 'auto', 'cpu', 'cuda:0' or another device") from None
 
