@@ -13,7 +13,7 @@ from zerounlearn.method import optimise as module
 from zerounlearn.method.optimise import Problem, optimise
 from zerounlearn.method.passes import distinct
 from zerounlearn.method.unlearn import find_layout
-from zerounlearn.model import replay
+from zerounlearn.model import tape as tapes
 from zerounlearn.model.replay import Suffix
 from zerounlearn.model.tokens import continuation
 
@@ -60,17 +60,17 @@ def test_a_recording_in_batches_is_that_of_all_rows(
     problems = problems_for(small_tokenizer, hp.layers)
     layout = find_layout(model, hp)
     batches: list[tuple[int, ...]] = []
-    run = replay._record
+    run = tapes._record
 
     def spy(layout, ids, mask, **wanted):
         batches.append(tuple(ids.shape))
         return run(layout, ids, mask, **wanted)
 
-    monkeypatch.setattr(replay, "_record", spy)
+    monkeypatch.setattr(tapes, "_record", spy)
     at_once = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
     most = max(rows for rows, _ in batches)
     batches.clear()
-    monkeypatch.setattr(replay, "good_tokens", lambda _: 24)
+    monkeypatch.setattr(tapes, "good_tokens", lambda _: 24)
     in_batches = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
     assert max(rows for rows, _ in batches) < most
     assert len({length for _, length in batches}) > 2, "each batch is as long as its own longest row"

@@ -20,7 +20,8 @@ from zerounlearn.method.statistics import Corpus, fingerprints, second_moments
 from zerounlearn.method.unlearn import find_layout
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.replay import Suffix, record
+from zerounlearn.model.replay import Suffix
+from zerounlearn.model.tape import record
 
 KINDS = ["llama", "gpt2"]
 PLACES = ["mixed", "disk", "memory", "checkpoint", "by parent"]

@@ -25,7 +25,7 @@ from zerounlearn.method.passes import Pass, Row, build, distinct, even_parts, to
 from zerounlearn.method.passes import Problem as Problem
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.replay import Tape, record
+from zerounlearn.model.tape import Tape, record
 from zerounlearn.model.tokens import filler_id, pad
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from zerounlearn.method.hparams import ZeroUnlearnHyperParams
 from zerounlearn.method.request import Request
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import free_memory, good_tokens
-from zerounlearn.model.replay import Suffix, Tape
+from zerounlearn.model.replay import Suffix
+from zerounlearn.model.tape import Tape
 from zerounlearn.model.tokens import encode, locate
 
 # Vectors that share a tape where their number is left open; the shares of free memory that tape and pass may take.
