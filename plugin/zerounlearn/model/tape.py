@@ -1,0 +1,214 @@
+"""One run of the model that leaves behind what its upper blocks were called with, so that they can be run again alone.
+
+A change of one block's output reaches later blocks, nothing else. A `Tape` runs those blocks on whole rows;
+`zerounlearn.model.replay` runs them on the positions from the change on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zerounlearn.model.hooks import first_tensor, forward_until
+from zerounlearn.model.layout import Layout
+from zerounlearn.model.memory import good_tokens
+
+CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+"""What blocks call the argument that holds a key-value cache."""
+
+
+class _Recorder:
+    """Stands in for a key-value cache: lets attention hand over its keys and values."""
+
+    def __init__(self, tape: Tape, layer: int) -> None:
+        self.tape, self.layer = tape, layer
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.tape.attention[self.layer] = (keys.detach(), values.detach())
+        return keys, values
+
+
+@dataclass
+class Tape:
+    """What one forward pass over (n, t) token ids leaves behind.
+
+    `inputs` and `outputs` hold block hidden states (n, t, d), `written` the outputs (n, t, d) of down
+    projections, `calls` each block's other arguments by name, `attention` its keys and values.
+    """
+
+    layout: Layout
+    rows: int
+    length: int
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    written: dict[int, Tensor] = field(default_factory=dict)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    attention: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def run(self, layer: int, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Block `layer` on whole rows of new hidden states; `rows` names them where not all are given."""
+        call = {name: self._take(value, rows) for name, value in self.calls[layer].items()}
+        return first_tensor(self.layout.blocks[layer](hidden, **call))
+
+    def _take(self, value: Any, rows: Tensor | None) -> Any:
+        if rows is None:
+            return value
+        if isinstance(value, Tensor):
+            return value[rows.to(value.device)] if value.ndim > 1 and value.shape[0] == self.rows else value
+        if isinstance(value, tuple):
+            return tuple(self._take(part, rows) for part in value)
+        return value
+
+
+def argument_names(block: nn.Module) -> tuple[inspect.Signature, str]:
+    """The signature of a block's forward, and what its first argument, the hidden states, is called."""
+    signature = inspect.signature(block.forward)
+    return signature, next(iter(signature.parameters))
+
+
+@torch.no_grad()
+def record(
+    layout: Layout,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    replayed: Collection[int],
+    inputs: Collection[int] = (),
+    outputs: Collection[int] = (),
+    written: Collection[int] = (),
+    attention: bool = False,
+) -> Tape:
+    """One forward pass that ends after the last block named; in batches, if the longest rows come first.
+
+    Args:
+        layout: the model.
+        ids: token ids (n, t), right-padded.
+        mask: attention mask (n, t).
+        replayed: blocks whose call arguments are to be kept.
+        inputs: blocks whose incoming hidden states are to be kept.
+        outputs: blocks whose outgoing hidden states are to be kept.
+        written: blocks whose down-projection outputs are to be kept.
+        attention: keep the attention keys and values of the replayed blocks, for `Suffix`.
+    """
+    lengths = mask.sum(1).tolist()
+    bounds = [0, len(lengths)]
+    if lengths[0] == ids.shape[1] and lengths == sorted(lengths, reverse=True):
+        bounds = _batch_bounds(lengths, good_tokens(layout.device))
+    run = partial(_record, replayed=replayed, inputs=inputs, outputs=outputs, written=written, attention=attention)
+    if len(bounds) == 2:
+        return run(layout, ids, mask)
+    spans = [(slice(start, end), slice(lengths[start])) for start, end in pairwise(bounds)]
+    return _joined([run(layout, ids[span], mask[span]) for span in spans])
+
+
+def _batch_bounds(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Where batches of at least `tokens` padded tokens begin and end; `lengths` fall."""
+    bounds = [0]
+    for end in range(1, len(lengths) + 1):
+        if lengths[bounds[-1]] * (end - bounds[-1]) >= tokens or end == len(lengths):
+            bounds.append(end)
+    return bounds
+
+
+def _joined(parts: Sequence[Tape]) -> Tape:
+    """One tape of all rows, of which the first part has the longest."""
+    length = parts[0].length
+    tape = Tape(parts[0].layout, rows=sum(part.rows for part in parts), length=length)
+    joined: dict[tuple[int, ...], Tensor] = {}  # blocks share their masks and positions, and go on doing so
+
+    def along(dim: int, found: Iterable[Tensor]) -> Tensor:
+        return torch.cat([F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, length - x.shape[dim])) for x in found])
+
+    def masks(found: Sequence[Tensor | None]) -> Tensor:
+        """(n, 1, length, length); where a model made none, a query sees itself and what is before it."""
+        like = next(each for each in found if each is not None)
+        blocked = False if like.dtype == torch.bool else torch.finfo(like.dtype).min
+        whole = like.new_full((tape.rows, 1, length, length), blocked)
+        whole.diagonal(dim1=2, dim2=3).fill_(like.dtype == torch.bool)  # to see nothing at all is NaN
+        for part, each, rows in zip(parts, found, whole.split([part.rows for part in parts]), strict=True):
+            t = part.length
+            if each is None:
+                sees = torch.ones(t, t, dtype=torch.bool, device=like.device).tril()
+                each = (
+                    sees if like.dtype == torch.bool else torch.zeros_like(sees, dtype=like.dtype).where(sees, blocked)
+                )
+            rows[:, :, :t, :t] = each
+        return whole
+
+    def argument(name: str, found: Sequence[Any]) -> Any:
+        first = found[0]
+        if isinstance(first, tuple):
+            return tuple(argument(name, each) for each in zip(*found, strict=True))
+        is_mask = name == "attention_mask" and any(each is not None for each in found)
+        if not is_mask and not (isinstance(first, Tensor) and first.ndim >= 2):
+            return first
+        key = tuple(map(id, found))
+        if key not in joined:
+            by_row = not is_mask and all(x.shape[0] == part.rows for x, part in zip(found, parts, strict=True))
+            joined[key] = masks(found) if is_mask else along(1, found) if by_row else first
+        return joined[key]
+
+    for store in ("inputs", "outputs", "written"):
+        for layer in getattr(parts[0], store):
+            getattr(tape, store)[layer] = along(1, (getattr(part, store)[layer] for part in parts))
+    for layer, call in parts[0].calls.items():
+        tape.calls[layer] = {name: argument(name, [part.calls[layer][name] for part in parts]) for name in call}
+    for layer in parts[0].attention:
+        keys, values = zip(*(part.attention[layer] for part in parts), strict=True)
+        tape.attention[layer] = (along(2, keys), along(2, values))
+    return tape
+
+
+def _record(
+    layout: Layout, ids: Tensor, mask: Tensor, *, replayed: Collection[int], inputs: Collection[int],
+    outputs: Collection[int], written: Collection[int], attention: bool,
+) -> Tape:  # fmt: skip
+    tape = Tape(layout, rows=ids.shape[0], length=ids.shape[1])
+
+    def before(layer: int) -> Callable[..., Any]:
+        signature, first = argument_names(layout.blocks[layer])
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            bound = signature.bind(*args, **kwargs).arguments
+            named = {k: v for k, v in bound.items() if k != "kwargs"} | dict(bound.get("kwargs", {}))
+            hidden = named.pop(first)
+            if layer in inputs:
+                tape.inputs[layer] = hidden.detach()
+            if layer not in replayed:
+                return None
+            tape.calls[layer] = {k: v for k, v in named.items() if k not in CACHE_NAMES}
+            cache_name = next((name for name in CACHE_NAMES if name in signature.parameters), None)
+            if not attention or cache_name is None:
+                return None
+            return (hidden,), named | {cache_name: _Recorder(tape, layer)}
+
+        return hook
+
+    def after(store: dict[int, Tensor], layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            store[layer] = first_tensor(output).detach()
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in sorted({*replayed, *inputs}):
+            handle = layout.blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        for layer in outputs:
+            handle = layout.blocks[layer].register_forward_hook(after(tape.outputs, layer))
+            stack.callback(handle.remove)
+        for layer in written:
+            handle = layout.projections[layer].register_forward_hook(after(tape.written, layer))
+            stack.callback(handle.remove)
+        last = max({*replayed, *inputs, *outputs, *written})
+        forward_until(layout.model, layout.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
+    return tape
