@@ -1,7 +1,8 @@
-"""Every snippet of the README is run, on the real model."""
+"""Every snippet of the README is run, on the real model; the guide to studies names what there is."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -10,8 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from zerounlearn.data.catalogue import EMBEDDED, LOADERS
+from zerounlearn.study.columns import column
+from zerounlearn.study.framework_hparams import METHODS
+from zerounlearn.study.spec import (
+    OPTIONAL_METRICS,
+    DataSpec,
+    HeldOut,
+    MethodSpec,
+    ModelSpec,
+    Study,
+    Tasks,
+    load_study,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```(python|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -44,3 +60,26 @@ def test_the_makefile_has_the_two_commands() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_guides_study_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    study = load_study(path)
+    assert len(study.methods) == 5
+    assert all((ROOT / method.hparams).is_file() for method in study.methods)
+
+
+def test_the_guide_names_every_setting_metric_data_set_and_method() -> None:
+    settings = {
+        f.name for kind in (Study, ModelSpec, DataSpec, MethodSpec, HeldOut, Tasks) for f in dataclasses.fields(kind)
+    }
+    words = set(re.findall(r"\w+", GUIDE))
+    assert settings <= words
+    assert {EMBEDDED, *LOADERS} <= words
+    for method in METHODS:
+        assert f"`{method}`" in GUIDE.replace("`UltraEdit`", "`ULTRAEDIT`")
+    for name in OPTIONAL_METRICS:
+        assert f"| `{name}` | {column(name).axis} | {column(name).meaning} |" in GUIDE

@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
+from tests.offline_task import TASK, write_task
 from tests.study.small_study import GRADIENT, checkpoint, comparable, write_study
 from zerounlearn.cli import main
 from zerounlearn.errors import ConfigError, LayoutError
@@ -111,6 +112,14 @@ def test_the_tables_are_written_at_the_end(tmp_path: Path, model: Path, monkeypa
     without = run(path, "seeds=[2]")
     assert (without.run, without.failed) == (1, [])
     assert "pip install 'zerounlearn[study]'" in str(without.outputs)
+
+
+def test_standard_tasks_are_run_before_and_after(tmp_path: Path, model: Path) -> None:
+    tasks = {"tasks": [TASK], "folder": str(write_task(tmp_path)), "limit": 4}
+    (record,) = run(write_study(tmp_path, model, methods={"GA": GA}, seeds=[0], lm_eval=tasks)).records
+    for phase in ("before", "after"):
+        assert record[phase][f"lm_eval/{TASK}/acc"] * 4 in range(5)
+    assert record["restored"]
 
 
 def test_the_base_model_is_measured_once_a_draw(tmp_path: Path, model: Path, monkeypatch) -> None:

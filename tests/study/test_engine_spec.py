@@ -93,6 +93,8 @@ def test_a_grid_makes_a_row_of_every_combination(tmp_path: Path, model: Path) ->
         ({"retain_size": -1}, "retain_size=-1: expected a whole number >= 0"),
         ({"retain_size": True}, "retain_size=True: expected a whole number"),
         ({"lm_eval": {"tasks": "mmlu"}}, "lm_eval.tasks='mmlu': expected a list"),
+        ({"lm_eval": {"tasks": ["mmlu"], "folder": "gone"}}, "lm_eval: folder='gone' is not a folder"),
+        ({"lm_eval": {"tasks": ["helaswag"]}}, "lm_eval: .*'helaswag'.* did you mean 'hellaswag'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path, model: Path, changes, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,30 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, FrameworkError
 from zerounlearn.model.hooks import frozen
+
+
+def check_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
+    """The harness's manager of tasks, which knows all of them.
+
+    Raises:
+        ConfigError: a task is unknown, or the folder does not exist.
+        FrameworkError: the harness is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise FrameworkError("standard tasks need lm-evaluation-harness: pip install 'zerounlearn[study]'") from error
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"folder={str(folder)!r} is not a folder: name one with task files, or drop it")
+    manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown or not tasks:
+        known = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1) if unknown else []
+        hint = f"did you mean {known[0]!r}?" if known else "`lm_eval ls tasks` lists them"
+        raise ConfigError(f"tasks={list(tasks)}: {unknown or 'no task'} is unknown to lm-evaluation-harness: {hint}")
+    return manager
 
 
 def standard_tasks(
@@ -41,16 +64,12 @@ def standard_tasks(
         seed: of the examples drawn; the process's random states are as before afterwards.
 
     Raises:
-        ConfigError: a task is unknown.
+        ConfigError, FrameworkError: see `check_tasks`.
     """
+    manager = check_tasks(tasks, folder)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown or not tasks:
-        raise ConfigError(f"tasks={list(tasks)}: {unknown or 'no task'} is unknown to lm-evaluation-harness")
     with frozen(model), _random_states():
         results: Any = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),

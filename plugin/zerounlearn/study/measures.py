@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.assets.corpora import open_corpus
+from zerounlearn.errors import ZeroUnlearnError
 from zerounlearn.evaluate.answers import AnswerTokens, answer_tokens, text_tokens
 from zerounlearn.evaluate.generation import generate
 from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_strength, probability
@@ -56,13 +57,29 @@ class Measures:
         """Everything the numbers depend on, but for model and draw.
 
         Raises:
-            ConfigError: a text is neither known nor an existing file.
+            ConfigError: a text is neither known nor an existing file, or a standard task is unknown.
+            FrameworkError: there are standard tasks, and no harness to run them is installed.
         """
         s = self.study
+        if s.lm_eval.tasks:
+            self._check_tasks()
         texts = [None if t is None else held_out_corpus(t).name for t in (s.held_out.text, s.held_out.paper)]
         tasks = [list(s.lm_eval.tasks), s.lm_eval.limit, s.lm_eval.folder]
         settings = {"metrics": sorted(s.metrics), "texts": texts, "tokens": s.held_out.tokens, "lm_eval": tasks}
         return settings | {"generation_tokens": s.generation_tokens}
+
+    def _check_tasks(self) -> None:
+        from zerounlearn.evaluate.harness import check_tasks
+
+        try:
+            check_tasks(self.study.lm_eval.tasks, self._task_folder)
+        except ZeroUnlearnError as error:
+            raise type(error)(f"lm_eval: {error}") from error
+
+    @property
+    def _task_folder(self) -> Path | None:
+        folder = self.study.lm_eval.folder
+        return None if folder is None else Path(folder)
 
     @cached_property
     def _texts(self) -> dict[str, list[str]]:
@@ -130,8 +147,7 @@ class Measures:
             return {}
         from zerounlearn.evaluate.harness import standard_tasks
 
-        folder = None if chosen.folder is None else Path(chosen.folder)
-        results = standard_tasks(model, tokenizer, chosen.tasks, limit=chosen.limit, folder=folder)
+        results = standard_tasks(model, tokenizer, chosen.tasks, limit=chosen.limit, folder=self._task_folder)
         return {f"lm_eval/{task}/{name}": value for task, row in results.items() for name, value in row.items()}
 
 

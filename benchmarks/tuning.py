@@ -1,0 +1,93 @@
+"""Four trials of each method on development facts, and which of them hparams/ has.
+
+EASYEDIT_HOME=…/EasyEdit python benchmarks/tuning.py [--engine ray]
+
+Runs studies/tuning.yaml on EasyEdit's wheel and studies/tuning_checkout.yaml on the checkout (the options go to both),
+and writes what each trial came to. A trial's score is the harmonic mean of six numbers between 0 and 1: how much less
+of the forget set is said than before, prompts and paraphrases; how much of the relation, of the subject and of what is
+unrelated is said still; and the perplexity before over that after. The best of a method is the chosen one; trials
+within a thousandth count as equal, and the gentler one is taken, that with the lower perplexity.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from zerounlearn.files import write_text
+from zerounlearn.study.spec import load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/tuning.csv"
+STUDIES = {"wheel": "studies/tuning.yaml", "checkout": "studies/tuning_checkout.yaml"}
+SHOWN = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated", "ppl")
+# A factor of the harmonic mean is never below this, so that methods which miss one aim are still told apart.
+FLOOR = 0.01
+EQUAL = 1e-3
+
+
+def score(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """See the head of this file."""
+    forgotten = [1 - after[name] / before[name] for name in ("eff", "gen")]
+    kept = [after[name] / before[name] for name in ("spe_relation", "spe_subject", "spe_unrelated")]
+    shares = [*forgotten, *kept, before["ppl"] / after["ppl"]]
+    return statistics.harmonic_mean([min(max(share, FLOOR), 1.0) for share in shares])
+
+
+def rows(edition: str, file: str) -> pd.DataFrame:
+    """A row a trial, from the records of its cells."""
+    os.chdir(ROOT)
+    study = load_study(file)
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((study.output / "cells").glob("*.json"), key=lambda path: path.stat().st_mtime):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[record["cell"]["method"]] = record  # the latest, where settings have changed
+    trials = []
+    for method in study.methods:
+        record = found.get(method.label)
+        if record is None:
+            continue
+        name, _, trial = method.label.rpartition(" ")
+        row: dict[str, Any] = {"method": name, "trial": trial, "easyedit": edition, "status": record["status"]}
+        if record["status"] == "done":
+            row |= {metric: record["after"][metric] for metric in SHOWN}
+            row |= {"score": score(record["before"], record["after"]), "seconds": record["seconds"]["unlearn"]}
+        trials.append(row)
+    return pd.DataFrame(trials)
+
+
+def choose(trials: pd.DataFrame) -> pd.Series:
+    """Whether each trial is its method's best."""
+    chosen = pd.Series(False, index=trials.index)
+    for _, group in trials[trials["status"] == "done"].groupby("method"):
+        best = group[group["score"] >= group["score"].max() - EQUAL]
+        chosen[best["ppl"].idxmin()] = True
+    return chosen
+
+
+def main() -> None:
+    """Run both studies and write the table."""
+    if not os.environ.get("EASYEDIT_HOME"):
+        raise SystemExit("EASYEDIT_HOME is not set: seven of the methods are only in a checkout of EasyEdit")
+    for edition, file in STUDIES.items():
+        environment = {k: v for k, v in os.environ.items() if edition == "checkout" or k != "EASYEDIT_HOME"}
+        command = [sys.executable, "-m", "zerounlearn", "study", file, *sys.argv[1:]]
+        done = subprocess.run(command, cwd=ROOT, env=environment)
+        if done.returncode not in (0, 1):  # 1: a cell failed, which the table says
+            raise SystemExit(done.returncode)
+    trials = pd.concat([rows(edition, file) for edition, file in STUDIES.items()], ignore_index=True)
+    trials["chosen"] = choose(trials)
+    write_text(RESULT, trials.to_csv(index=False, float_format="%.4g"))
+    print(trials.to_string(index=False, float_format="%.3f"))
+
+
+if __name__ == "__main__":
+    main()
