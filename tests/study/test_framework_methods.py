@@ -270,10 +270,12 @@ def test_requests_as_easyedit_wants_them(small_tokenizer: Any) -> None:
     assert to_easyedit(small_tokenizer, [twice], "eos", template=False, space=False)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_every_shipped_file_loads_or_names_the_edition_that_has_it(folder: str) -> None:
-    file = ROOT / f"hparams/{folder}/smollm2-135m.yaml"
-    if framework().edition == "wheel" and folder not in ("FT", "LoRA", "ROME", "MEMIT"):
+@pytest.mark.parametrize(
+    "file", sorted(f for folder in FOLDERS for f in (ROOT / "hparams" / folder).glob("*.yaml")),
+    ids=lambda file: f"{file.parent.name} {file.stem}",
+)  # fmt: skip
+def test_every_shipped_file_loads_or_names_the_edition_that_has_it(file: Path) -> None:
+    if framework().edition == "wheel" and file.parent.name not in ("FT", "LoRA", "ROME", "MEMIT"):
         with pytest.raises(ConfigError, match=r"2023.*2026.*EASYEDIT_HOME"):
             methods.load_framework_hparams(file)
         return
