@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def rows(edition: str, file: str) -> pd.DataFrame:
         record = found.get(method.label)
         if record is None:
             continue
-        name, _, trial = method.label.rpartition(" ")
+        name, trial = re.fullmatch(r"(.*?) (\w+=.*)", method.label).groups()
         row: dict[str, Any] = {"method": name, "trial": trial, "easyedit": edition, "status": record["status"]}
+        row["of"] = f"{method.hparams} {method.set.get('preset', '')}"
         if record["status"] == "done":
             row |= {metric: record["after"][metric] for metric in SHOWN}
             row |= {"score": score(record["before"], record["after"]), "seconds": record["seconds"]["unlearn"]}
@@ -65,9 +67,9 @@ def rows(edition: str, file: str) -> pd.DataFrame:
 
 
 def choose(trials: pd.DataFrame) -> pd.Series:
-    """Whether each trial is its method's best."""
+    """Whether each trial is the best of its file and preset."""
     chosen = pd.Series(False, index=trials.index)
-    for _, group in trials[trials["status"] == "done"].groupby("method"):
+    for _, group in trials[trials["status"] == "done"].groupby("of"):
         best = group[group["score"] >= group["score"].max() - EQUAL]
         chosen[best["ppl"].idxmin()] = True
     return chosen
@@ -85,6 +87,7 @@ def main() -> None:
             raise SystemExit(done.returncode)
     trials = pd.concat([rows(edition, file) for edition, file in STUDIES.items()], ignore_index=True)
     trials["chosen"] = choose(trials)
+    trials = trials.drop(columns="of")
     write_text(RESULT, trials.to_csv(index=False, float_format="%.4g"))
     print(trials.to_string(index=False, float_format="%.3f"))
 
