@@ -1,10 +1,21 @@
-"""The exceptions this package raises.
+"""The exceptions this package raises, and the hint that their messages about unknown names end with.
 
 Each one is also the builtin that a caller would expect, so `except ValueError` keeps working. A message
 states the fact, the number or value that caused it, and the way out.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    """How a message about an unknown name ends: with the nearest known one, else with `otherwise`, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(known)}" if otherwise is None else otherwise
 
 
 class ZeroUnlearnError(Exception):

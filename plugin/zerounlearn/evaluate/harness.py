@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.errors import ConfigError, FrameworkError
+from zerounlearn.errors import ConfigError, FrameworkError, did_you_mean
 from zerounlearn.model.hooks import frozen
 
 
@@ -33,8 +32,7 @@ def check_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
     manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
-        known = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1) if unknown else []
-        hint = f"did you mean {known[0]!r}?" if known else "`lm_eval ls tasks` lists them"
+        hint = did_you_mean(unknown[0] if unknown else "", manager.all_tasks, "`lm_eval ls tasks` lists them")
         raise ConfigError(f"tasks={list(tasks)}: {unknown or 'no task'} is unknown to lm-evaluation-harness: {hint}")
     return manager
 

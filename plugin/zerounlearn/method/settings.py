@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from typing import Self
@@ -48,8 +47,7 @@ class Settings:
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+                hint = did_you_mean(str(name), sorted(known))
                 raise ConfigError(f"{where}: unknown hyperparameter {name!r} of {cls.__name__}: {hint}")
         try:
             return cls(**dict(values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import yaml
 
 from zerounlearn.assets.corpora import check_corpus
 from zerounlearn.easyedit.compat import PACKAGE, framework
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, did_you_mean
 from zerounlearn.method.settings import read_settings, resolved
 
 
@@ -90,8 +89,7 @@ def _checked_names(where: str, values: dict[str, Any], kind: type, later: Mappin
         if name in known:
             kept[name] = value
         elif name not in later:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            hint = did_you_mean(name, sorted(known))
             raise ConfigError(f"{where}: unknown hyperparameter {name!r} of {kind.__name__}: {hint}")
         elif value != later[name]:
             raise ConfigError(

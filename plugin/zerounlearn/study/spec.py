@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, did_you_mean
 from zerounlearn.method.settings import read_settings
 
 T = TypeVar("T")
@@ -219,15 +218,10 @@ def _check_names(
     known = _known(kind) - set(fixed)
     for name in values:
         if name not in known:
-            raise ConfigError(f"{where}: unknown setting {name!r}: {_hint(str(name), sorted(known))}")
+            raise ConfigError(f"{where}: unknown setting {name!r}: {did_you_mean(str(name), sorted(known))}")
     for name in required:
         if name not in values:
             raise ConfigError(f"{where}: {name} is missing")
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def _text(value: Any, where: str) -> str:
@@ -257,7 +251,7 @@ def _names(values: Any, known: Sequence[str], where: str) -> tuple[str, ...]:
         raise ConfigError(f"{where}={values!r}: expected a list of names")
     for value in values:
         if value not in known:
-            raise ConfigError(f"{where}: unknown {value!r}: {_hint(str(value), known)}")
+            raise ConfigError(f"{where}: unknown {value!r}: {did_you_mean(str(value), known)}")
     return tuple(dict.fromkeys(values))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, did_you_mean
 from zerounlearn.study.columns import Column, Goal, columns
 from zerounlearn.study.frame import Frames
 from zerounlearn.study.marks import marked
@@ -29,8 +28,7 @@ def tables(frames: Frames, reference: str | None = None) -> list[Table]:
         ConfigError: no method is called `reference`.
     """
     if reference is not None and reference not in frames.methods:
-        near = difflib.get_close_matches(reference, frames.methods, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {frames.methods}"
+        hint = did_you_mean(reference, frames.methods, f"choose one of {frames.methods}")
         raise ConfigError(f"reference={reference!r} is no method of this study: {hint}")
     found: list[Table] = []
     for (dataset, n), part in groupby(frames.cells, key=lambda c: (c["cell"]["dataset"], c["cell"]["n"])):
