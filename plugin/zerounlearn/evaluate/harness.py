@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,20 @@ def check_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
         raise FrameworkError("standard tasks need lm-evaluation-harness: pip install 'zerounlearn[study]'") from error
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"folder={str(folder)!r} is not a folder: name one with task files, or drop it")
-    manager = TaskManager(include_path=None if folder is None else str(folder), include_defaults=folder is None)
+    manager = _own_tasks() if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
         hint = did_you_mean(unknown[0] if unknown else "", manager.all_tasks, "`lm_eval ls tasks` lists them")
         raise ConfigError(f"tasks={list(tasks)}: {unknown or 'no task'} is unknown to lm-evaluation-harness: {hint}")
     return manager
+
+
+@cache
+def _own_tasks() -> Any:
+    """The harness's own; to read the files of all takes seconds, and they stay what they are."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def standard_tasks(
