@@ -23,14 +23,18 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the most memory used inside, the model included: allocated on a CUDA device, resident elsewhere."""
+    """Measure the most memory used inside, the model included.
+
+    It is what was allocated on a device that keeps a record of it (CUDA, XPU), and what was resident elsewhere.
+    """
     peak = Peak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    backend = getattr(torch, device.type)
+    if hasattr(backend, "max_memory_allocated"):
+        backend.reset_peak_memory_stats(device)
         try:
             yield peak
         finally:
-            peak.bytes = int(torch.cuda.max_memory_allocated(device))
+            peak.bytes = int(backend.max_memory_allocated(device))
         return
     process, done = psutil.Process(), threading.Event()
 
