@@ -11,13 +11,11 @@ within a thousandth count as equal, and the gentler one is taken, that with the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ FLOOR = 0.01
 EQUAL = 1e-3
 
 
-def score(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+def score(before: pd.Series, after: pd.Series) -> float:
     """See the head of this file."""
     forgotten = [1 - after[name] / before[name] for name in ("eff", "gen")]
     kept = [after[name] / before[name] for name in ("spe_relation", "spe_subject", "spe_unrelated")]
@@ -44,24 +42,20 @@ def score(before: Mapping[str, float], after: Mapping[str, float]) -> float:
 
 
 def rows(edition: str, file: str) -> pd.DataFrame:
-    """A row a trial, from the records of its cells."""
-    os.chdir(ROOT)
-    study = load_study(file)
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted((study.output / "cells").glob("*.json"), key=lambda path: path.stat().st_mtime):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found[record["cell"]["method"]] = record  # the latest, where settings have changed
+    """A row a trial, from the study's results."""
+    study = load_study(ROOT / file)
+    results = pd.read_csv(ROOT / study.output / "results.csv")
     trials = []
     for method in study.methods:
-        record = found.get(method.label)
-        if record is None:
-            continue
+        own = results[results["method"] == method.label]
         name, trial = re.fullmatch(r"(.*?) (\w+=.*)", method.label).groups()
-        row: dict[str, Any] = {"method": name, "trial": trial, "easyedit": edition, "status": record["status"]}
+        row: dict[str, Any] = {"method": name, "trial": trial, "easyedit": edition, "status": own["status"].iloc[0]}
         row["of"] = f"{method.hparams} {method.set.get('preset', '')}"
-        if record["status"] == "done":
-            row |= {metric: record["after"][metric] for metric in SHOWN}
-            row |= {"score": score(record["before"], record["after"]), "seconds": record["seconds"]["unlearn"]}
+        if row["status"] == "done":
+            by_phase = own.set_index(["phase", "metric"])["value"]
+            before, after = by_phase["before"], by_phase["after"]
+            row |= {metric: after[metric] for metric in SHOWN}
+            row |= {"score": score(before, after), "seconds": by_phase["cost", "unlearn_seconds"]}
         trials.append(row)
     return pd.DataFrame(trials)
 
