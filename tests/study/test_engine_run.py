@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -100,17 +101,23 @@ def test_the_records(finished: tuple[Path, Summary], model: Path) -> None:
 
 @pytest.mark.usefixtures("outputs")
 def test_the_tables_are_written_at_the_end(tmp_path: Path, model: Path, monkeypatch) -> None:
-    path = write_study(tmp_path, model, methods={"GA": GA}, held_out={"text": None})
+    swept = {**GA, "grid": {"weight_decay": [0, 0.1]}}
+    path = write_study(
+        tmp_path, model, methods={"GA": GA, "GA'": swept}, reference_method="GA", held_out={"text": None}
+    )
     summary = run(path)
     assert summary.outputs is None
-    assert "GA" in (tmp_path / "out/tables.md").read_text()
+    tables = (tmp_path / "out/tables.md").read_text()
+    assert "Swept methods where GA stands" in tables and "GA' (swept)" in tables
+    tests = pd.read_csv(tmp_path / "out/significance.csv")
+    assert set(tests["reference"]) == {"GA"}
     table = (tmp_path / "out/results.csv").read_bytes()
     (tmp_path / "out/results.csv").unlink()
     assert run(path).run == 0
     assert (tmp_path / "out/results.csv").read_bytes() == table
     monkeypatch.setitem(sys.modules, "zerounlearn.study.outputs", None)  # as where the extra is missing
     without = run(path, "seeds=[2]")
-    assert (without.run, without.failed) == (1, [])
+    assert (without.run, without.failed) == (3, [])
     assert "pip install 'zerounlearn[study]'" in str(without.outputs)
 
 

@@ -50,10 +50,13 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path: Path, model: Pat
 
 def test_a_grid_makes_a_row_of_every_combination(tmp_path: Path, model: Path) -> None:
     grid = one(GA, set={"layers": [1]}, grid={"lr": [1e-4, 1e-2], "steps": [1, 2, 3]})
-    plan = Plan.of(load_study(write_study(tmp_path, model, seeds=[0], **grid)))
+    study = load_study(write_study(tmp_path, model, seeds=[0], **grid))
+    plan = Plan.of(study)
     assert [cell.cell.method for cell in plan.cells[:2]] == ["M lr=0.0001 steps=1", "M lr=0.0001 steps=2"]
     assert len({cell.id for cell in plan.cells}) == 6
     assert len({cell.base for cell in plan.cells}) == 1
+    assert study.sweeps == {"M": tuple(cell.cell.method for cell in plan.cells)}
+    assert not load_study(write_study(tmp_path, model, **one(GA, grid={"steps": [1]}))).sweeps
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -86,6 +89,8 @@ def test_a_grid_makes_a_row_of_every_combination(tmp_path: Path, model: Path) ->
         (one(NPO, set=GRADIENT), "retain_weight=1 with retain=false means nothing: set retain: true"),
         (one(NPO, retain=True, set={**GRADIENT, "retain_path": "x.jsonl"}), "a study draws the retain set itself"),
         (one(NPO, retain=True, set={**GRADIENT, "retain_weight": 0}), "drop retain: true"),
+        ({"reference_method": "GAA"}, "reference_method='GAA' is no method of this study: did you mean 'GA'?"),
+        (one(GA, sweep="M"), "methods.M: unknown setting 'sweep'"),
         ({"metrics": ["rouge"]}, "unknown 'rouge': did you mean 'rouge_l'?"),
         ({"metrics": ["forget_quality"]}, "name it with reference_model"),
         ({"metrics": ["model_utility"]}, "needs a data set with `utility`"),

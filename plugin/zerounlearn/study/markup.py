@@ -109,4 +109,4 @@ def _latex_number(shown: str) -> str:
 
 def _label(table: Table) -> str:
     r"""For `\ref`: letters, digits and hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} n{table.n} {table.group.name}").strip("-").lower()
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} n{table.n} {table.group.name} {table.at}").strip("-").lower()

@@ -26,8 +26,13 @@ from zerounlearn.study.trade_off import by_size, pareto
 
 
 def write_outputs(
-    folder: Path, cells: Sequence[Mapping[str, Any]], title: str, *, reference: str | None = None
-) -> None:  # fmt: skip
+    folder: Path,
+    cells: Sequence[Mapping[str, Any]],
+    title: str,
+    *,
+    reference: str | None = None,
+    sweeps: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Write a study's tables, statistics, plots and report, each file whole or not at all.
 
     results.csv and .parquet (one number a row), failures.csv, facts.csv, significance.csv, tables.md, tables.tex,
@@ -38,25 +43,32 @@ def write_outputs(
         cells: as the engine writes them, finished and failed ones.
         title: of the study.
         reference: label of the method that the others are tested against; by default the best of each column.
+        sweeps: labels of the settings of each swept method, by its own.
 
     Raises:
         ConfigError: there is no cell, a cell is malformed or there twice, or no method is called `reference`.
         OutputError: a file cannot be written.
     """
-    for name, content in outputs(cells, title, reference=reference).items():
+    for name, content in outputs(cells, title, reference=reference, sweeps=sweeps).items():
         with whole_file(folder / name, "wb", remedy="name another folder or free space") as stream:
             stream.write(content)
 
 
-def outputs(cells: Sequence[Mapping[str, Any]], title: str, *, reference: str | None = None) -> dict[str, bytes]:
+def outputs(
+    cells: Sequence[Mapping[str, Any]],
+    title: str,
+    *,
+    reference: str | None = None,
+    sweeps: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, bytes]:
     """The files of `write_outputs` by name, not written.
 
     Raises:
         ConfigError: see `write_outputs`.
     """
     frames = Frames.of(cells)
-    found = tables(frames, reference)
-    sections = _sections(found, frames)
+    found = tables(frames, reference, sweeps)
+    sections = _sections(found, frames, sweeps or {})
     texts = {
         "failures.csv": _csv(frames.failures),
         "facts.csv": _csv(frames.facts),
@@ -73,16 +85,18 @@ def outputs(cells: Sequence[Mapping[str, Any]], title: str, *, reference: str | 
     return files
 
 
-def _sections(found: Sequence[Table], frames: Frames) -> list[Section]:
+def _sections(found: Sequence[Table], frames: Frames, sweeps: Mapping[str, Sequence[str]]) -> list[Section]:
     """One a data set and size; then one a data set with several sizes."""
-    look = looks(frames.methods)
+    swept = [label for labels in sweeps.values() for label in labels]
+    # A sweep looks like one method where its settings are drawn together; those have looks of their own beside it.
+    look = looks([*(m for m in frames.methods if m not in swept), *sweeps, *swept])
     sections = []
     taken: set[str] = set()
     for (dataset, n), part in groupby(found, key=lambda t: (t.dataset, t.n)):
         own = list(part)
         name = _slug(f"{dataset}-n{n}", taken)
         here = frames.facts[(frames.facts["dataset"] == dataset) & (frames.facts["n"] == n)]
-        plots = [*_plots(own, look, name), heat_map(here, frames.methods, f"{name}-facts")]
+        plots = [*_plots(own, look, name, sweeps), heat_map(here, frames.methods, f"{name}-facts")]
         sections.append(Section(name, f"{dataset}, {n} facts", own, [p for p in plots if p]))
     for dataset, part in groupby(found, key=lambda t: t.dataset):
         core = [t for t in part if t.group is Group.CORE]
@@ -93,12 +107,14 @@ def _sections(found: Sequence[Table], frames: Frames) -> list[Section]:
     return sections
 
 
-def _plots(own: Sequence[Table], look: Mapping[str, Look], name: str) -> list[Plot | None]:
+def _plots(
+    own: Sequence[Table], look: Mapping[str, Look], name: str, sweeps: Mapping[str, Sequence[str]]
+) -> list[Plot | None]:
     """Of one data set and size."""
     found = []
     for table in own:
         if table.group is Group.CORE:
-            found += [pareto(table, look, f"{name}-pareto-{forget}", forget) for forget in ("eff", "gen")]
+            found += [pareto(table, look, f"{name}-pareto-{forget}", forget, sweeps) for forget in ("eff", "gen")]
         if table.group is Group.COST:
             found.append(time_bars(table, look, f"{name}-time"))
     return found

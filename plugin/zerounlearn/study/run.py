@@ -201,7 +201,7 @@ def _outputs(study: Study, found: Sequence[Record]) -> str | None:
     try:
         from zerounlearn.study.outputs import write_outputs
 
-        write_outputs(study.output, found, study.title)
+        write_outputs(study.output, found, study.title, reference=study.reference_method, sweeps=study.sweeps)
     except ImportError as error:
         return f"no tables were written: {error}; pip install 'zerounlearn[study]' and run the study again"
     return None

@@ -61,6 +61,8 @@ class MethodSpec:
     set: Mapping[str, Any] = _setting({}, "Hyperparameters to change.")
     grid: Mapping[str, Any] = _setting({}, "Hyperparameters with a list of values each: a row a combination.")
     retain: bool = _setting(False, "Show the method the retain set, or for a gradient method train on it.")
+    sweep: str = ""
+    """Label of the method whose grid this row is of; empty without a grid."""
 
     @property
     def overrides(self) -> list[str]:
@@ -107,6 +109,16 @@ class Study:
     generation_tokens: int = _setting(30, "Tokens generated for ROUGE-L and fluency.")
     lm_eval: Tasks = _setting(Tasks(), "Standard tasks.")
     reference_model: str | None = _setting(None, "A model that never saw the forget set, for forget_quality.")
+    reference_method: str | None = _setting(
+        None, "Label of the method that the others are tested against; without it, the best of each column."
+    )
+
+    @property
+    def sweeps(self) -> dict[str, tuple[str, ...]]:
+        """Labels of the rows that each grid of at least two made, by the label of its method."""
+        names = dict.fromkeys(method.sweep for method in self.methods if method.sweep)
+        rows = {name: tuple(m.label for m in self.methods if m.sweep == name) for name in names}
+        return {name: labels for name, labels in rows.items() if len(labels) > 1}
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -120,7 +132,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     where = f"study {str(file)!r}"
     _check_names(Study, values, where, required=("model", "output", "datasets", "methods"))
     datasets = [_part(DataSpec, v, f"{where}: datasets.{k}", label=k) for k, v in _parts(values, "datasets", where)]
-    methods = [_part(MethodSpec, v, f"{where}: methods.{k}", label=k) for k, v in _parts(values, "methods", where)]
+    methods = [
+        _part(MethodSpec, v, f"{where}: methods.{k}", label=k, sweep="") for k, v in _parts(values, "methods", where)
+    ]
     study = Study(
         title=_text(values.get("title", file.stem), f"{where}: title"),
         model=_part(ModelSpec, values["model"], f"{where}: model"),
@@ -138,7 +152,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     return study
 
 
-_SIMPLE = ("retain_size", "unrelated_size", "generation_tokens", "reference_model")
+_SIMPLE = ("retain_size", "unrelated_size", "generation_tokens", "reference_model", "reference_method")
 
 
 def _check(study: Study, where: str) -> None:
@@ -158,6 +172,9 @@ def _check(study: Study, where: str) -> None:
     labels = [method.label for method in study.methods]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ConfigError(f"{where}: methods: two methods are called {twice[0]!r}: rename one")
+    if study.reference_method is not None and study.reference_method not in labels:
+        hint = did_you_mean(str(study.reference_method), labels, f"choose one of {labels}")
+        raise ConfigError(f"{where}: reference_method={study.reference_method!r} is no method of this study: {hint}")
     for method in study.methods:
         if not method.hparams:
             raise ConfigError(f"{where}: methods.{method.label}: hparams is missing: the method's hyperparameter file")
@@ -266,5 +283,9 @@ def _grid(method: MethodSpec, where: str) -> list[MethodSpec]:
     for values in itertools.product(*method.grid.values()):
         chosen = dict(zip(method.grid, values, strict=True))
         label = " ".join([method.label, *(f"{name}={value}" for name, value in chosen.items())])
-        rows.append(dataclasses.replace(method, label=label, set={**method.set, **chosen}, grid={}))
+        rows.append(
+            dataclasses.replace(
+                method, label=label, set={**method.set, **chosen}, grid={}, sweep=method.label if method.grid else ""
+            )
+        )
     return rows

@@ -11,18 +11,23 @@ import numpy as np
 import pandas as pd
 
 from zerounlearn.errors import ConfigError, did_you_mean
-from zerounlearn.study.columns import Column, Goal, columns
+from zerounlearn.study.columns import Column, Goal, Group, column, columns
 from zerounlearn.study.frame import Frames
 from zerounlearn.study.marks import marked
+from zerounlearn.study.matched import KEPT, SAID, Values, matched
 from zerounlearn.study.table import BASE, Entry, Row, Table
 
 
-def tables(frames: Frames, reference: str | None = None) -> list[Table]:
+def tables(
+    frames: Frames, reference: str | None = None, sweeps: Mapping[str, Sequence[str]] | None = None
+) -> list[Table]:
     """Every table, by data set, size and group of columns.
 
     Args:
         frames: the study's cells.
         reference: label of the method that the others are tested against; by default the best of each column.
+        sweeps: labels of the settings of each swept method; every method that is not swept then has a table of what
+            these reach where it stands.
 
     Raises:
         ConfigError: no method is called `reference`.
@@ -34,12 +39,17 @@ def tables(frames: Frames, reference: str | None = None) -> list[Table]:
     for (dataset, n), part in groupby(frames.cells, key=lambda c: (c["cell"]["dataset"], c["cell"]["n"])):
         place = [(c["cell"]["method"], c["cell"]["seed"], c["status"]) for c in part]
         results = frames.results[(frames.results["dataset"] == dataset) & (frames.results["n"] == n)]
-        found += _tables(dataset, n, place, results, reference)
+        found += _tables(dataset, n, place, results, reference, sweeps or {})
     return found
 
 
 def _tables(
-    dataset: str, n: int, cells: Sequence[tuple[str, int, str]], results: pd.DataFrame, reference: str | None
+    dataset: str,
+    n: int,
+    cells: Sequence[tuple[str, int, str]],
+    results: pd.DataFrame,
+    reference: str | None,
+    sweeps: Mapping[str, Sequence[str]],
 ) -> Iterator[Table]:
     seeds = tuple(sorted({seed for _, seed, _ in cells}))
     done = results[(results["phase"] != "before") & (results["status"] == "done")]
@@ -59,6 +69,40 @@ def _tables(
         first = Row(BASE, tuple(_entry(c, base.get(c.metric)) for c in chosen), len(seeds))
         table = Table(dataset, n, group, chosen, first if any(first.entries) else None, tuple(rows), seeds)
         yield marked(_placed(table), after, reference)
+        if group is Group.CORE and sweeps:
+            yield from _matched(table, after, base, sweeps)
+
+
+def _matched(
+    core: Table, after: Values, base: Mapping[str, Mapping[int, float]], sweeps: Mapping[str, Sequence[str]]
+) -> Iterator[Table]:
+    """The swept methods at the place of each other one."""
+    swept = {label for labels in sweeps.values() for label in labels}
+    named = {f"{name} (swept)": labels for name, labels in sweeps.items()}
+    chosen = tuple(column(metric) for metric in (*SAID, KEPT))
+    for point in core.rows:
+        values = {} if point.label in swept else matched(after, base, point.label, named)
+        if (point.label, KEPT) not in values:
+            continue
+        rows = [
+            Row(label, tuple(_entry(c, values.get((label, c.metric))) for c in chosen), _seeds(values, label))
+            for label in (point.label, *named)
+        ]
+        first = core.base and Row(BASE, tuple(core.entry(core.base, c.metric) for c in chosen), core.base.seeds)
+        table = Table(
+            core.dataset, core.n, Group.MATCHED, chosen, first, tuple(rows), core.seeds, at=point.label
+        )  # fmt: skip
+        table = marked(_placed(table), values, point.label)
+        how = (
+            f"A swept method's Eff. and Gen. are read where it keeps the Spe. of {point.label}, its Spe. where it has "
+            f"the Eff. of {point.label}: a seed at a time, between the best of its settings and the base model; there "
+            "is no Spe. where no setting says so little."
+        )
+        yield replace(table, notes=(how, *table.notes))
+
+
+def _seeds(values: Values, label: str) -> int:
+    return len({seed for (method, _), found in values.items() if method == label for seed in found})
 
 
 def _entry(column: Column, values: Mapping[int, float] | None) -> Entry | None:

@@ -74,6 +74,7 @@ class Table:
         seeds: of the data set and size, whether their cells are finished or not.
         comparisons: every test of this table, corrected together.
         notes: what a reader must know, in sentences.
+        at: label of the method at whose place swept methods are read; empty in other tables.
     """
 
     dataset: str
@@ -85,11 +86,17 @@ class Table:
     seeds: tuple[int, ...]
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
+    at: str = ""
+
+    @property
+    def title(self) -> str:
+        """For headings under the data set and size."""
+        return f"Swept methods where {self.at} stands" if self.at else self.group.value
 
     @property
     def name(self) -> str:
-        """For headings: data set, size and group."""
-        return f"{self.group.value}: {self.dataset}, n = {self.n}"
+        """For headings by themselves: title, data set and size."""
+        return f"{self.title}: {self.dataset}, n = {self.n}"
 
     def row(self, label: str) -> Row | None:
         """A method's row, or by `BASE` the base model's; None where there is none."""

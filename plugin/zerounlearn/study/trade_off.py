@@ -40,19 +40,31 @@ class _Point:
     y: Entry
     able: bool
     """Whether it may be on the front."""
+    label: str
+    """Of the row, or of the sweep that it is a setting of."""
+    swept: bool
 
 
-def pareto(table: Table, looks: Mapping[str, Look], name: str, forget: str = "eff") -> Plot | None:
+def pareto(
+    table: Table,
+    looks: Mapping[str, Look],
+    name: str,
+    forget: str = "eff",
+    sweeps: Mapping[str, Sequence[str]] | None = None,
+) -> Plot | None:
     """Forgetting (`eff` or `gen`) against every specificity that was measured, a panel each; None without any.
 
     The front joins the methods that no other beats in one of the two without losing in the other; a method that
-    failed or lacks a seed is drawn, but not on it. The base model is a line at its specificity: as a point, far
-    off, it would leave the methods no room.
+    failed or lacks a seed is drawn, but not on it. The settings of a sweep look alike, and those that no other of it
+    beats are joined, too. The base model is a line at its specificity: as a point, far off, it would leave the
+    methods no room.
     """
-    panels = {m: points for m in KEPT if (points := _points(table, forget, m))}
+    of = {label: sweep for sweep, labels in (sweeps or {}).items() for label in labels}
+    panels = {m: points for m in KEPT if (points := _points(table, forget, m, of))}
     if not panels:
         return None
-    labels = [row.label for row in table.rows if any(p.row is row for ps in panels.values() for p in ps)]
+    drawn_rows = {p.row.label for points in panels.values() for p in points}
+    labels = list(dict.fromkeys(of.get(row.label, row.label) for row in table.rows if row.label in drawn_rows))
     wide = 2 if len(panels) > 1 else 1
     high = -(-len(panels) // wide)
     shown = [short(label, LABEL) for label in labels]
@@ -62,8 +74,13 @@ def pareto(table: Table, looks: Mapping[str, Look], name: str, forget: str = "ef
         for k, (metric, points) in enumerate(panels.items()):
             axes = drawn.add_subplot(high, wide, k + 1)
             for p in points:
-                _mark(axes, p, looks[p.row.label])
-            fronts[metric] = _front(axes, points)
+                _mark(axes, p, looks[p.label])
+            for label in labels:
+                own = _unbeaten([p for p in points if p.swept and p.label == label])
+                _join(axes, own, looks[label].colour, line=":")
+            on = _unbeaten([p for p in points if p.able])
+            _join(axes, on, INK, drawstyle="steps-post")
+            fronts[metric] = [p.row.label for p in on]
             axes.set_xlabel(points[0].x.column.axis)
             axes.set_ylabel(points[0].y.column.axis)
             base = table.entry(table.base, metric) if table.base else None
@@ -77,15 +94,16 @@ def pareto(table: Table, looks: Mapping[str, Look], name: str, forget: str = "ef
         front = Line2D([], [], color=INK, linewidth=1.0)
         legend_below(drawn, [*handles, base_handle(), front], [*shown, BASE, "Pareto front"])
         column = next(iter(panels.values()))[0].x.column
-        on = "; ".join(
+        best = "; ".join(
             f"{points[0].y.column.label} {', '.join(fronts[m]) or 'none'}" for m, points in panels.items()
         )  # fmt: skip
         return saved(
             drawn,
             name,
-            f"{column.label} against specificity on {table.dataset}, n = {table.n}. On the front: {on}.",
+            f"{column.label} against specificity on {table.dataset}, n = {table.n}. On the front: {best}.",
             f"Forgetting ({column.head}) against what is kept, mean ± standard deviation over seeds; upper left is "
-            f"better. The line is the Pareto front, the dotted one the base model's specificity.",
+            f"better. The line is the Pareto front, the dotted one the base model's specificity."
+            + (" Marks of one kind are settings of one method, means only, the best of them joined." if of else ""),
         )
 
 
@@ -130,38 +148,42 @@ def by_size(tables: Sequence[Table], looks: Mapping[str, Look], name: str) -> Pl
         )
 
 
-def _points(table: Table, x: str, y: str) -> list[_Point]:
+def _points(table: Table, x: str, y: str, of: Mapping[str, str]) -> list[_Point]:
     found = []
     for row in table.rows:
         a, b = table.entry(row, x), table.entry(row, y)
         if a and b and math.isfinite(a.mean) and math.isfinite(b.mean):
-            found.append(_Point(row, a, b, table.complete(row)))
+            found.append(_Point(row, a, b, table.complete(row), of.get(row.label, row.label), row.label in of))
     return found
 
 
-def _front(axes: Axes, points: Sequence[_Point]) -> list[str]:
-    """Draw it as stairs and give its methods: less of x is better, more of y is."""
-    able = [p for p in points if p.able]
+def _unbeaten(points: Sequence[_Point]) -> list[_Point]:
+    """Those that no other beats, in order: less of x is better, more of y is; equal ones all stay."""
     on = [
-        p for p in able
+        p for p in points
         if not any(
-            o.x.mean <= p.x.mean and o.y.mean >= p.y.mean and (o.x.mean, o.y.mean) != (p.x.mean, p.y.mean) for o in able
+            o.x.mean <= p.x.mean and o.y.mean >= p.y.mean and (o.x.mean, o.y.mean) != (p.x.mean, p.y.mean)
+            for o in points
         )
     ]  # fmt: skip
-    on.sort(key=lambda p: (p.x.mean, p.y.mean))
+    return sorted(on, key=lambda p: (p.x.mean, p.y.mean))
+
+
+def _join(axes: Axes, points: Sequence[_Point], colour: str, line: str = "-", drawstyle: str = "default") -> None:
     axes.plot(
-        [p.x.mean * p.x.column.scale for p in on], [p.y.mean * p.y.column.scale for p in on],
-        drawstyle="steps-post", color=INK, linewidth=1.0, zorder=1.5,
+        [p.x.mean * p.x.column.scale for p in points], [p.y.mean * p.y.column.scale for p in points],
+        color=colour, linestyle=line, drawstyle=drawstyle, linewidth=1.0, zorder=1.5,
     )  # fmt: skip
-    return [p.row.label for p in on]
 
 
 def _mark(axes: Axes, point: _Point, look: Look) -> None:
+    """With its deviations, but for a setting of a sweep: there are many, close together."""
     x, y = point.x, point.y
+    deviations = [None if e.sd is None or point.swept else e.sd * e.column.scale for e in (x, y)]
     axes.errorbar(
-        x.mean * x.column.scale, y.mean * y.column.scale,
-        xerr=None if x.sd is None else x.sd * x.column.scale, yerr=None if y.sd is None else y.sd * y.column.scale,
-        marker=look.marker, markersize=6, color=look.colour, elinewidth=0.7, linestyle=" ", clip_on=False, zorder=3,
+        x.mean * x.column.scale, y.mean * y.column.scale, xerr=deviations[0], yerr=deviations[1],
+        marker=look.marker, markersize=4 if point.swept else 6, color=look.colour, elinewidth=0.7, linestyle=" ",
+        clip_on=False, zorder=3,
     )  # fmt: skip
 
 
