@@ -190,6 +190,18 @@ def test_a_heat_map_shows_the_facts_that_are_hardest_to_forget() -> None:
     assert "The 40 of 61 facts" in plot.caption
 
 
+def test_a_heat_map_of_many_methods_has_a_row_of_each() -> None:
+    """Beside each other their names would overlap."""
+    for count, upright in ((39, False), (40, True)):
+        methods = [f"m{i:02}" for i in range(count)]
+        plot = heat_map(Frames.of([cell(method) for method in methods]).facts, methods, "heat")
+        assert plot is not None
+        root = ElementTree.fromstring(plot.svg)
+        of_methods = [e for e in root.iter() if re.fullmatch(r"m\d\d", "".join(e.itertext()).strip()) and not len(e)]
+        assert len(of_methods) == count
+        assert all(("rotate(-90" in e.attrib["transform"]) != upright for e in of_methods)
+
+
 def test_labels_are_drawn_as_they_are(files: dict[str, bytes]) -> None:
     drawn = texts(outputs([cell("Price $5$ & <b>_x^2", s) for s in (0, 1)], "t")["plots/packaged-n10-time.svg"])
     assert "Price $5$ & <b>_x^2" in drawn

@@ -15,7 +15,9 @@ from zerounlearn.study.canvas import INK, LABEL, Look, Plot, bare, figure, saved
 from zerounlearn.study.table import BASE, Table
 
 _FACTS = 40
-"""Rows of a heat map that a page still shows readably."""
+"""Facts of a heat map that a page still shows readably."""
+_COLUMNS = 40
+"""Columns that a page's width has room for; with more methods these are the rows, of which there may be any number."""
 
 
 def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | None:
@@ -34,9 +36,12 @@ def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | N
     # The hardest first: what is still there after most methods.
     order = np.argsort(-np.nan_to_num(np.nanmean(p[:, 1:], axis=1)), kind="stable")[:_FACTS]
     p, s, names = p[order], s[order], [names[i] for i in order]
-    heads = [short(label, LABEL) for label in (BASE, *present)]
+    across = ("method", 8.0, [short(label, LABEL) for label in (BASE, *present)])
+    down = ("fact", 6.5, [short(text, 56) for text in names])
+    if len(across[2]) > _COLUMNS:
+        across, down, p, s = down, across, p.T, s.T
     with style():
-        drawn = figure(1.3 + 0.17 * len(names) + 0.055 * max(len(head) for head in heads))
+        drawn = figure(1.3 + 0.17 * len(down[2]) + 0.055 * max(len(head) for head in across[2]))
         axes = drawn.add_subplot()
         colours = mpl.colormaps["cividis"].resampled(20)
         mesh = axes.pcolormesh(p, cmap=colours, vmin=0.0, vmax=1.0, edgecolors="white", linewidth=0.4)
@@ -44,12 +49,15 @@ def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | N
         dots = ["black" if p[i, j] > 0.55 else "white" for i, j in zip(rows, columns, strict=True)]
         axes.scatter(columns + 0.5, rows + 0.5, s=7, c=dots, linewidths=0)
         axes.invert_yaxis()
-        axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=90)
-        axes.set_yticks(np.arange(len(names)) + 0.5, [short(text, 56) for text in names], fontsize=6.5)
-        axes.set_xlabel("method")
-        axes.set_ylabel("fact")
+        axes.set_xticks(np.arange(len(across[2])) + 0.5, across[2], rotation=90, fontsize=across[1])
+        axes.set_yticks(np.arange(len(down[2])) + 0.5, down[2], fontsize=down[1])
+        axes.set_xlabel(across[0])
+        axes.set_ylabel(down[0])
         bare(axes)
-        bar = drawn.colorbar(mesh, ax=axes, label="probability of the sensitive answer", fraction=0.05, aspect=30)
+        bar = drawn.colorbar(
+            mesh, ax=axes, label="probability of the sensitive answer", fraction=0.05, aspect=30,
+            shrink=min(1.0, 7.0 / drawn.get_figheight()), anchor=(0.0, 1.0),
+        )  # fmt: skip
         if bar.solids is not None:
             bar.solids.set_rasterized(False)
         bar.outline.set_visible(False)
