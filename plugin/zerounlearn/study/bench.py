@@ -54,8 +54,9 @@ class Bench:
             return failed(job, f"{type(error).__name__}: {error}")
         finally:
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            backend = getattr(torch, torch.device(resolved_device(self.study.model.device)).type)
+            if hasattr(backend, "empty_cache"):  # CUDA, XPU, MPS
+                backend.empty_cache()
 
     def _prepare(self, job: PrepareJob) -> Record:
         for label in job.methods:
