@@ -97,6 +97,7 @@ def test_where_no_setting_says_so_little_there_is_no_specificity() -> None:
     eff, spe = (table.entry(row, m) for m in ("eff", "spe"))
     assert eff is not None and eff.count == 2
     assert spe is not None and (spe.count, spe.mean, spe.place) == (1, pytest.approx(0.3), None)
+    assert "FT (swept): Spe. (1 of 2) is not there for every seed; takes no place there." in table.notes
     never = matched(made([(0.5, 0.0, 0.1)], [(0.7, 0.6, 0.4)], [(0.3, 0.1, 0.2)]))
     row = never.row("FT (swept)")
     assert row is not None and never.entry(row, "spe") is None

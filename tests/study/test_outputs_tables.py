@@ -179,6 +179,12 @@ def test_two_sizes_and_data_sets_are_tables_of_their_own() -> None:
     assert found == [("packaged", 10), ("packaged", 50), ("zsre", 10)]
 
 
+def test_settings_of_a_sweep_stand_in_their_order() -> None:
+    labels = ["FT lr=5e-05", "FT lr=0.0001", "FT lr=0.001", "ft lr=2", "FT lr=10", "GA", "GA, all layers"]
+    table = core([cell(label) for label in random.Random(0).sample(labels, len(labels))])
+    assert [row.label for row in table.rows] == labels
+
+
 def test_tables_do_not_depend_on_the_order_of_cells() -> None:
     cells = study(sizes=(10, 50))
     shuffled = random.Random(0).sample(cells, len(cells))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ FACTS = (
     "said_before", "said_after", "probability_before", "probability_after",
 )  # fmt: skip
 _GROUP = ["dataset", "n", "seed", "metric"]
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 _COST = {"unlearn": "unlearn_seconds", "evaluate": "evaluate_seconds"}
 
 
@@ -109,8 +111,10 @@ def _check(cell: Mapping[str, Any]) -> None:
                 )
 
 
-def _by_name(label: str) -> tuple[str, str]:
-    return label.casefold(), label
+def _by_name(label: str) -> tuple[list[str | float], str]:
+    """Whatever the case, and numbers by their size: the settings of a sweep stand in their order."""
+    parts = _NUMBER.split(label.casefold())  # texts and numbers by turns
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)], label
 
 
 def _place(cell: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -71,9 +71,9 @@ def _notes(table: Table, named: str | None) -> Iterator[str]:
             yield f"{row.label}: failed in {row.failed} of {seeds} seeds, the mean is over the others; takes no place."
         elif row.seeds < seeds:
             yield f"{row.label}: {row.seeds} of {seeds} seeds so far; takes no place."
-        lacking = [e.column.label for e in row.entries if e and e.count < row.seeds]
+        lacking = [f"{e.column.label} ({e.count} of {row.seeds})" for e in row.entries if e and e.count < row.seeds]
         if lacking:
-            yield f"{row.label}: {', '.join(lacking)} not measured for every seed; takes no place there."
+            yield f"{row.label}: {', '.join(lacking)} is not there for every seed; takes no place there."
         broken = [e.column.label for e in row.entries if e and not math.isfinite(e.mean)]
         if broken:
             yield f"{row.label}: {', '.join(broken)} is not finite for at least one seed."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -153,7 +153,10 @@ def _points(table: Table, x: str, y: str, of: Mapping[str, str]) -> list[_Point]
     for row in table.rows:
         a, b = table.entry(row, x), table.entry(row, y)
         if a and b and math.isfinite(a.mean) and math.isfinite(b.mean):
-            found.append(_Point(row, a, b, table.complete(row), of.get(row.label, row.label), row.label in of))
+            swept = row.label in of
+            if swept:  # many, close together: their bars would hide them
+                a, b = replace(a, sd=None), replace(b, sd=None)
+            found.append(_Point(row, a, b, table.complete(row), of.get(row.label, row.label), swept))
     return found
 
 
@@ -177,11 +180,10 @@ def _join(axes: Axes, points: Sequence[_Point], colour: str, line: str = "-", dr
 
 
 def _mark(axes: Axes, point: _Point, look: Look) -> None:
-    """With its deviations, but for a setting of a sweep: there are many, close together."""
     x, y = point.x, point.y
-    deviations = [None if e.sd is None or point.swept else e.sd * e.column.scale for e in (x, y)]
     axes.errorbar(
-        x.mean * x.column.scale, y.mean * y.column.scale, xerr=deviations[0], yerr=deviations[1],
+        x.mean * x.column.scale, y.mean * y.column.scale,
+        xerr=None if x.sd is None else x.sd * x.column.scale, yerr=None if y.sd is None else y.sd * y.column.scale,
         marker=look.marker, markersize=4 if point.swept else 6, color=look.colour, elinewidth=0.7, linestyle=" ",
         clip_on=False, zorder=3,
     )  # fmt: skip
