@@ -1,4 +1,4 @@
-"""Four trials of each method on development facts, and which of them hparams/ has.
+"""Eight trials of each method on development facts, and which of them hparams/ has.
 
 EASYEDIT_HOME=…/EasyEdit python benchmarks/tuning.py [--engine ray]
 
@@ -6,13 +6,13 @@ Runs studies/tuning.yaml on EasyEdit's wheel and studies/tuning_checkout.yaml on
 and writes what each trial came to. A trial's score is the harmonic mean of six numbers between 0 and 1: how much less
 of the forget set is said than before, prompts and paraphrases; how much of the relation, of the subject and of what is
 unrelated is said still; and the perplexity before over that after. The best of a method is the chosen one; trials
-within a thousandth count as equal, and the gentler one is taken, that with the lower perplexity.
+within a thousandth count as equal, and the gentler one is taken, that with the lower perplexity. Why these trials:
+studies/tuning.yaml.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -48,8 +48,9 @@ def rows(edition: str, file: str) -> pd.DataFrame:
     trials = []
     for method in study.methods:
         own = results[results["method"] == method.label]
-        name, trial = re.fullmatch(r"(.*?) (\w+=.*)", method.label).groups()
-        row: dict[str, Any] = {"method": name, "trial": trial, "easyedit": edition, "status": own["status"].iloc[0]}
+        trial = method.label.removeprefix(f"{method.sweep} ")
+        status = own["status"].iloc[0]
+        row: dict[str, Any] = {"method": method.sweep, "trial": trial, "easyedit": edition, "status": status}
         row["of"] = f"{method.hparams} {method.set.get('preset', '')}"
         if row["status"] == "done":
             by_phase = own.set_index(["phase", "metric"])["value"]
