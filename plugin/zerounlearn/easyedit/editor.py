@@ -10,7 +10,6 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -195,15 +194,9 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         hparams = copy(self.hparams)
         hparams.max_length = max(hparams.max_length, 512)  # the 2023 edition cuts prompts at this length
         record = {"prompt": prompt, "target_new": answer, "ground_truth": answer}
-        device = input_device(self.model)
         quality = _evaluate.compute_edit_quality(
             self.model, self.model_name if isinstance(self.model_name, str) else "", hparams, self.tok, record,
-            _device_argument(device),
+            str(input_device(self.model)),
         )  # fmt: skip
         accuracy = quality["rewrite_acc"]
         return bool((accuracy[0] if isinstance(accuracy, list) else accuracy) == 1.0)
-
-
-def _device_argument(device: torch.device) -> str | int:
-    """A device as both editions take it."""
-    return device.index or 0 if device.type == "cuda" else str(device)

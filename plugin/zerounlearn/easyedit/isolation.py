@@ -49,7 +49,8 @@ _lock = threading.RLock()
 def isolated(device: torch.device, seed: int) -> Iterator[None]:
     """Run the body with EasyEdit's globals as after its import, seeded generators, and its messages in the log.
 
-    Generators, globals, streams and the tables changed here are as before afterwards. One body runs at a time.
+    Generators (but for that of MPS, which is neither seeded nor restored), globals, streams and the tables changed
+    here are as before afterwards. One body runs at a time.
     """
     with _lock, ExitStack() as stack:
         stack.enter_context(_seeded(device, seed))
@@ -64,8 +65,8 @@ def isolated(device: torch.device, seed: int) -> Iterator[None]:
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 (EasyEdit draws from the legacy state)
-    accelerator = device.type not in ("cpu", "mps")
-    with torch.random.fork_rng([device] if accelerator else [], device_type=device.type if accelerator else "cuda"):
+    accelerator = device.type not in ("cpu", "mps")  # fork_rng cannot ask MPS for the state of a device
+    with torch.random.fork_rng([device] if accelerator else [], device_type=device.type):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach accelerators that are not forked

@@ -36,7 +36,7 @@ def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | N
     # The hardest first: what is still there after most methods.
     order = np.argsort(-np.nan_to_num(np.nanmean(p[:, 1:], axis=1)), kind="stable")[:_FACTS]
     p, s, names = p[order], s[order], [names[i] for i in order]
-    across = ("method", 8.0, [short(label, LABEL) for label in (BASE, *present)])
+    across = ("method", 7.5, [short(label, LABEL) for label in (BASE, *present)])
     down = ("fact", 6.5, [short(text, 56) for text in names])
     if len(across[2]) > _COLUMNS:
         across, down, p, s = down, across, p.T, s.T

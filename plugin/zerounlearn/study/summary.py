@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from zerounlearn.errors import ConfigError, did_you_mean
-from zerounlearn.study.columns import Column, Goal, Group, column, columns
+from zerounlearn.study.columns import Column, Goal, Group, columns
 from zerounlearn.study.frame import Frames
 from zerounlearn.study.marks import marked
 from zerounlearn.study.matched import KEPT, SAID, Values, matched
@@ -79,7 +79,7 @@ def _matched(
     """The swept methods at the place of each other one."""
     swept = {label for labels in sweeps.values() for label in labels}
     named = {f"{name} (swept)": labels for name, labels in sweeps.items()}
-    chosen = tuple(column(metric) for metric in (*SAID, KEPT))
+    chosen = tuple(columns((*SAID, KEPT)))
     for point in core.rows:
         values = {} if point.label in swept else matched(after, base, point.label, named)
         if (point.label, KEPT) not in values:

@@ -28,6 +28,7 @@ from zerounlearn.study.canvas import (
     style,
 )
 from zerounlearn.study.columns import Column
+from zerounlearn.study.matched import front
 from zerounlearn.study.table import BASE, Entry, Row, Table
 
 KEPT = ("spe", "spe_relation", "spe_subject", "spe_unrelated")
@@ -91,8 +92,8 @@ def pareto(
             axes.set_xlim(*_limits([p.x for p in points]))
             axes.set_ylim(*_limits(heights))
         handles = [handle(looks[label], line=" ") for label in labels]
-        front = Line2D([], [], color=INK, linewidth=1.0)
-        legend_below(drawn, [*handles, base_handle(), front], [*shown, BASE, "Pareto front"])
+        line = Line2D([], [], color=INK, linewidth=1.0)
+        legend_below(drawn, [*handles, base_handle(), line], [*shown, BASE, "Pareto front"])
         column = next(iter(panels.values()))[0].x.column
         best = "; ".join(
             f"{points[0].y.column.label} {', '.join(fronts[m]) or 'none'}" for m, points in panels.items()
@@ -162,13 +163,8 @@ def _points(table: Table, x: str, y: str, of: Mapping[str, str]) -> list[_Point]
 
 def _unbeaten(points: Sequence[_Point]) -> list[_Point]:
     """Those that no other beats, in order: less of x is better, more of y is; equal ones all stay."""
-    on = [
-        p for p in points
-        if not any(
-            o.x.mean <= p.x.mean and o.y.mean >= p.y.mean and (o.x.mean, o.y.mean) != (p.x.mean, p.y.mean)
-            for o in points
-        )
-    ]  # fmt: skip
+    best = set(front((p.y.mean, p.x.mean) for p in points))
+    on = [p for p in points if (p.y.mean, p.x.mean) in best]
     return sorted(on, key=lambda p: (p.x.mean, p.y.mean))
 
 
