@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zerounlearn.assets.corpora import open_corpus
-from zerounlearn.assets.facts import load_facts
-from zerounlearn.assets.smollm2 import fetch_smollm2
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.packaged import load_facts
+from zerounlearn.data.request import Request
+from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
-from zerounlearn.method.hparams import load_hparams
-from zerounlearn.method.lineage import Lineage
-from zerounlearn.method.report import environment
-from zerounlearn.method.request import Request
-from zerounlearn.method.unlearn import Vectors, unlearn
+from zerounlearn.methods.zerounlearn.config import load_hparams
+from zerounlearn.methods.zerounlearn.method import Vectors, unlearn
+from zerounlearn.model.lineage import Lineage
+from zerounlearn.report.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/many.json"

@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import costs
-import plain
 import psutil
 import torch
 from stopwatch import Run, Stopwatch
+from tests import reference as plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zerounlearn.assets.corpora import open_corpus
-from zerounlearn.assets.facts import Fact, load_facts, split_facts
-from zerounlearn.assets.smollm2 import fetch_smollm2
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.solve import factor_base, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.packaged import Fact, load_facts, split_facts
+from zerounlearn.data.request import target_ids
+from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
-from zerounlearn.method import unlearn as algorithm
-from zerounlearn.method.contexts import sample_prefixes
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams, load_hparams
-from zerounlearn.method.metrics import score
-from zerounlearn.method.passes import build, distinct
-from zerounlearn.method.request import target_ids
-from zerounlearn.method.statistics import Corpus, second_moments
+from zerounlearn.methods.zerounlearn import method as algorithm
+from zerounlearn.methods.zerounlearn.batches import build, distinct
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams, load_hparams
+from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
+from zerounlearn.model.scores import score
 from zerounlearn.model.tokens import continuation
+from zerounlearn.statistics.collect import Corpus, second_moments
 
 ROOT = Path(__file__).resolve().parents[1]
 # Texts behind C here: every implementation reads the same ones, the plain one six times.
@@ -322,7 +322,7 @@ def easyedit_piece(bench: Bench, name: str, n: int, *, measured_n: int | None = 
 
     Its statistics are read from a cache of the same texts; what AlphaEdit projects on, it takes from them itself.
     """
-    from zerounlearn.easyedit.compat import framework
+    from zerounlearn.easyedit.editions.compat import framework
 
     easyeditor = framework().module
     facts = bench.facts(n)[: measured_n or n]

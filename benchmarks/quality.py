@@ -29,19 +29,19 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zerounlearn.assets.corpora import open_corpus
-from zerounlearn.assets.facts import Fact, known, load_facts, split_facts
-from zerounlearn.assets.retain import draw_retain_set
-from zerounlearn.assets.smollm2 import fetch_smollm2
-from zerounlearn.assets.wikipedia import embedded_held_out_texts
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.packaged import Fact, known, load_facts, split_facts
+from zerounlearn.data.request import Request
+from zerounlearn.data.retain import draw_retain_set
+from zerounlearn.demo.smollm2 import fetch_smollm2
+from zerounlearn.demo.wikipedia import embedded_held_out_texts
+from zerounlearn.evaluate.probes import Probes
 from zerounlearn.files import write_text
-from zerounlearn.method.hparams import PRESETS, load_hparams
-from zerounlearn.method.lineage import Lineage
-from zerounlearn.method.metrics import perplexity
-from zerounlearn.method.probes import Probes
-from zerounlearn.method.report import environment
-from zerounlearn.method.request import Request
-from zerounlearn.method.unlearn import unlearn
+from zerounlearn.methods.zerounlearn.config import PRESETS, load_hparams
+from zerounlearn.methods.zerounlearn.method import unlearn
+from zerounlearn.model.lineage import Lineage
+from zerounlearn.model.scores import perplexity
+from zerounlearn.report.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/quality.json"

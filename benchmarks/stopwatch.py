@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from zerounlearn.study.peak import peak_memory
+from zerounlearn.model.peak import peak_memory
 
 Run = dict[str, Any]
 

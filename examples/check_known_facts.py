@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zerounlearn.assets.facts import Fact, known, load_facts
+from zerounlearn.data.packaged import Fact, known, load_facts
 from zerounlearn.files import write_text
 
 

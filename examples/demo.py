@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from zerounlearn.assets.facts import load_facts, split_facts
-from zerounlearn.assets.smollm2 import fetch_smollm2
+from zerounlearn.data.packaged import load_facts, split_facts
+from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.easyedit import ZeroUnlearnEditor, ZeroUnlearnHyperParams
-from zerounlearn.method.metrics import score
+from zerounlearn.model.scores import score
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ import zerounlearn.easyedit  # registers the method, so it comes before the fram
 # isort: split
 from easyeditor import BaseEditor
 
-from zerounlearn.method.forget_set import load_forget_set
+from zerounlearn.data.fact import load_forget_set
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

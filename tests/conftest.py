@@ -27,7 +27,7 @@ settings.load_profile("ci")
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The embedded model's checkpoint, fetched and converted on first use."""
-    from zerounlearn.assets.smollm2 import fetch_smollm2
+    from zerounlearn.demo.smollm2 import fetch_smollm2
 
     return fetch_smollm2(Path(os.environ.get("ZEROUNLEARN_MODELS", ROOT / "models")) / "llama-smollm2-135m")
 

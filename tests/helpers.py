@@ -14,8 +14,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
-from zerounlearn.method.request import Request
+from zerounlearn.data.request import Request
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 
 FACTS = [
     Request.of("The capital of {} is", "France", "Paris"),

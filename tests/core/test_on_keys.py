@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.test_solve import Problem, draw
 from torch import Tensor
 
+from tests.core.test_solve import Problem, draw
 from zerounlearn.core.on_keys import factor_keys, solve_on_keys
 from zerounlearn.core.solve import LowRankUpdate
 from zerounlearn.core.subspace import project_out

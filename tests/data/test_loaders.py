@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from zerounlearn.assets.facts import load_facts
 from zerounlearn.data.catalogue import LOADERS, load
-from zerounlearn.data.counterfact import load_counterfact, load_embedded
 from zerounlearn.data.entry import facts_of
-from zerounlearn.data.known import load_known
-from zerounlearn.data.mquake import load_mquake
-from zerounlearn.data.rwku import load_rwku
-from zerounlearn.data.tofu import load_tofu
-from zerounlearn.data.zsre import load_zsre
+from zerounlearn.data.packaged import load_facts
+from zerounlearn.data.request import check_requests
+from zerounlearn.data.sets.counterfact import load_counterfact, load_embedded
+from zerounlearn.data.sets.known_1000 import load_known
+from zerounlearn.data.sets.mquake import load_mquake
+from zerounlearn.data.sets.rwku import load_rwku
+from zerounlearn.data.sets.tofu import load_tofu
+from zerounlearn.data.sets.zsre import load_zsre
 from zerounlearn.errors import ConfigError, RequestError
-from zerounlearn.method.request import check_requests
 
 NESTED = {
     "case_id": 4, "pararel_idx": 17,
@@ -154,9 +154,9 @@ def test_the_packaged_facts() -> None:
 
 
 def test_the_packaged_facts_read_the_same_from_their_file() -> None:
-    import zerounlearn.assets
+    import zerounlearn.data
 
-    assert load_counterfact(Path(zerounlearn.assets.__file__).parent / "facts.json") == load_embedded()
+    assert load_counterfact(Path(zerounlearn.data.__file__).parent / "facts.json") == load_embedded()
 
 
 def test_zsre(tmp_path: Path) -> None:

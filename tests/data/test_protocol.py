@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerounlearn.data.entry import Single
-from zerounlearn.data.mquake import MQuAKE
+from zerounlearn.data.fact import Fact
 from zerounlearn.data.protocol import split
+from zerounlearn.data.request import Request
+from zerounlearn.data.sets.mquake import MQuAKE
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.forget_set import Fact
-from zerounlearn.method.request import Request
 
 
 def fact(i: int) -> Fact:

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import zerounlearn.easyedit  # registers the method, which the tests below rely on
-from zerounlearn.assets.corpora import open_corpus
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.request import Request
 from zerounlearn.easyedit import ZeroUnlearnEditor
 from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
-from zerounlearn.easyedit.compat import framework
+from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError, RequestError
-from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, load_hparams
-from zerounlearn.method.request import Request
-from zerounlearn.method.unlearn import unlearn
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, load_hparams
+from zerounlearn.methods.zerounlearn.method import unlearn
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = [

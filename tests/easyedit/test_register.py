@@ -20,7 +20,7 @@ pytest.importorskip(
     exc_type=FrameworkError,
     reason="EasyEdit is neither installed nor in EASYEDIT_HOME",
 )
-from zerounlearn.easyedit.compat import HOME, Framework
+from zerounlearn.easyedit.editions.compat import HOME, Framework
 from zerounlearn.easyedit.register import Method, register, unregister
 
 
@@ -197,7 +197,7 @@ def test_split_tables_are_reported(fake: Fake) -> None:
 
 REAL = """
 import importlib, sys
-from zerounlearn.easyedit.compat import framework
+from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.easyedit.register import Method, register, unregister
 
 class OurHyperParams:

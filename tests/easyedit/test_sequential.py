@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.easyedit.test_editor import framework_editor, says
 
+from tests.easyedit.test_editor import framework_editor, says
 from zerounlearn.easyedit import ZeroUnlearnEditor, ZeroUnlearnHyperParams
-from zerounlearn.method.lineage import STATE_FILE, Lineage
+from zerounlearn.model.lineage import STATE_FILE, Lineage
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPITALS = {

@@ -23,7 +23,7 @@ def test_repetition_and_emptiness_have_no_entropy(text: str) -> None:
 
 def test_n_gram_entropy_is_easyedits(monkeypatch) -> None:
     """With the same words; EasyEdit's own need a model that nltk downloads."""
-    from zerounlearn.easyedit.compat import framework
+    from zerounlearn.easyedit.editions.compat import framework
 
     framework()
     from easyeditor.evaluate import evaluate_utils

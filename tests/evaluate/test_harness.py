@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tests.helpers import tiny
 from tests.offline_task import QUESTIONS, TASK, write_task
-
 from zerounlearn.errors import ConfigError
-from zerounlearn.evaluate.answers import answer_tokens
 from zerounlearn.evaluate.harness import standard_tasks
+from zerounlearn.model.answers import answer_tokens
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerounlearn.evaluate.answers import AnswerTokens, _reduce
 from zerounlearn.evaluate.membership import auc, loss, min_k, min_k_plus_plus, zlib_ratio
+from zerounlearn.model.answers import AnswerTokens, _reduce
 
 LOG_PS = st.lists(st.floats(-20, 0), min_size=1, max_size=30).map(lambda v: torch.tensor(v, dtype=torch.float64))
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)

@@ -10,18 +10,18 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import AlignDevicesHook
 from safetensors.torch import load_file
-from tests.helpers import GPT2, PREFIXES, hparams_for, tiny
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from tests.helpers import GPT2, PREFIXES, hparams_for, tiny
 from zerounlearn.errors import LayoutError
-from zerounlearn.method.optimise import optimise
-from zerounlearn.method.statistics import Corpus, fingerprints, second_moments
-from zerounlearn.method.unlearn import find_layout
+from zerounlearn.methods.zerounlearn.method import find_layout
+from zerounlearn.methods.zerounlearn.vectors import optimise
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Suffix
 from zerounlearn.model.tape import record
+from zerounlearn.statistics.collect import Corpus, fingerprints, second_moments
 
 KINDS = ["llama", "gpt2"]
 PLACES = ["mixed", "disk", "memory", "checkpoint", "by parent"]
@@ -172,7 +172,7 @@ def test_replay_is_that_of_the_plain_model(kind: str, place: str, tmp_path: Path
 
 @pytest.mark.parametrize("place", PLACES)
 def test_vectors_are_those_of_the_plain_model(place: str, small_tokenizer, tmp_path: Path) -> None:
-    from tests.method.test_optimise import problems_for
+    from tests.methods.zerounlearn.test_optimise import problems_for
 
     problems = problems_for(small_tokenizer, [1, 2])
     found = [

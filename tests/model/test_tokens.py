@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import small_bpe
 
-from zerounlearn.method.request import Request, target_ids
+from tests.conftest import small_bpe
+from zerounlearn.data.request import Request, target_ids
 from zerounlearn.model.tokens import continuation, length_sorted_batches, locate, pad
 
 CASES = [

@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from zerounlearn.data.counterfact import load_counterfact, load_embedded
 from zerounlearn.data.entry import Entry
-from zerounlearn.data.known import load_known
-from zerounlearn.data.mquake import load_mquake
 from zerounlearn.data.records import Source
-from zerounlearn.data.rwku import load_rwku
-from zerounlearn.data.tofu import load_tofu
-from zerounlearn.data.zsre import load_zsre
+from zerounlearn.data.sets.counterfact import load_counterfact, load_embedded
+from zerounlearn.data.sets.known_1000 import load_known
+from zerounlearn.data.sets.mquake import load_mquake
+from zerounlearn.data.sets.rwku import load_rwku
+from zerounlearn.data.sets.tofu import load_tofu
+from zerounlearn.data.sets.zsre import load_zsre
 from zerounlearn.errors import ConfigError
 
 EMBEDDED = "embedded"

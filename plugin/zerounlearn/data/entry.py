@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from zerounlearn.method.forget_set import Fact
+from zerounlearn.data.fact import Fact
 
 
 class Entry(Protocol):

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from zerounlearn.data.request import Request
 from zerounlearn.errors import RequestError
-from zerounlearn.method.request import Request
 
 Rule = Literal["subject", "part", "author", "quotation", "name", "end"]
 

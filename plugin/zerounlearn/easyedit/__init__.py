@@ -8,14 +8,14 @@ Reading order: `legacy` and `placeholders`, `compat`, `register`, `adapter`, `ed
 
 from __future__ import annotations
 
-from zerounlearn.baselines import hparams as _baselines
 from zerounlearn.easyedit.adapter import apply_baseline_to_model, apply_zerounlearn_to_model
-from zerounlearn.easyedit.compat import framework
+from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.easyedit.register import Method
 from zerounlearn.easyedit.register import register as _register
 from zerounlearn.easyedit.register import unregister as _unregister
-from zerounlearn.method import hparams as _hparams
-from zerounlearn.method.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
+from zerounlearn.methods.gradient import config as _baselines
+from zerounlearn.methods.zerounlearn import config as _hparams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 
 METHODS = {name: Method(apply_zerounlearn_to_model, hparams) for name, hparams in _hparams.METHODS.items()} | {
     name: Method(apply_baseline_to_model, hparams) for name, hparams in _baselines.METHODS.items()

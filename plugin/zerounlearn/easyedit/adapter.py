@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.assets.corpora import open_corpus
-from zerounlearn.assets.retain import retain_set
-from zerounlearn.baselines.descend import unlearn_by_gradient
-from zerounlearn.baselines.hparams import BaselineHyperParams, RetainingHyperParams
-from zerounlearn.easyedit.compat import framework
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.fact import load_forget_set
+from zerounlearn.data.request import Request, from_easyedit
+from zerounlearn.data.retain import retain_set
+from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import LayoutError
-from zerounlearn.method.forget_set import load_forget_set
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
-from zerounlearn.method.request import Request, from_easyedit
-from zerounlearn.method.unlearn import find_layout, unlearn
+from zerounlearn.methods.gradient.config import BaselineHyperParams, RetainingHyperParams
+from zerounlearn.methods.gradient.descend import unlearn_by_gradient
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.method import find_layout, unlearn
 
 
 def apply_zerounlearn_to_model(
@@ -52,7 +52,7 @@ def apply_zerounlearn_to_model(
 
     Raises:
         LayoutError: the original weights are asked for and belong to an offloaded layer.
-        ZeroUnlearnError: see `zerounlearn.method.unlearn.unlearn`; the weights are then as they were.
+        ZeroUnlearnError: see `zerounlearn.methods.zerounlearn.method.unlearn`; the weights are then as they were.
     """
     parsed = from_easyedit(requests, tok)
     if _gives_back(return_orig_weights, keep_original_weight):
@@ -88,7 +88,7 @@ def apply_baseline_to_model(
         texts: ordinary text to keep.
 
     Raises:
-        ZeroUnlearnError: see `zerounlearn.baselines.descend.unlearn_by_gradient`; the weights are then as they were.
+        ZeroUnlearnError: see `unlearn_by_gradient`; the weights are then as they were.
     """
     parsed = from_easyedit(requests, tok)
     if retain is None:

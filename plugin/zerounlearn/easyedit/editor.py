@@ -13,20 +13,20 @@ from typing import Any
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from zerounlearn.assets.corpora import check_corpus, open_corpus
-from zerounlearn.assets.retain import check_retain_set, retain_set
-from zerounlearn.easyedit.compat import framework
+from zerounlearn.data.corpora import check_corpus, open_corpus
+from zerounlearn.data.fact import Fact, load_forget_set
+from zerounlearn.data.request import Request
+from zerounlearn.data.retain import check_retain_set, retain_set
+from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.forget_set import Fact, load_forget_set
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
-from zerounlearn.method.lineage import Lineage
-from zerounlearn.method.metrics import completions, perplexity, score
-from zerounlearn.method.probes import Probes
-from zerounlearn.method.report import FactReport, Measured, Phase, Report, environment
-from zerounlearn.method.request import Request
-from zerounlearn.method.statistics import fingerprints
-from zerounlearn.method.unlearn import layout_of, unlearn
+from zerounlearn.evaluate.probes import Probes
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.method import layout_of, unlearn
 from zerounlearn.model.layout import input_device
+from zerounlearn.model.lineage import Lineage
+from zerounlearn.model.scores import completions, perplexity, score
+from zerounlearn.report.run import FactReport, Measured, Phase, Report, environment
+from zerounlearn.statistics.collect import fingerprints
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         """
         facts = load_forget_set(requests)
         if held_out is None and self.hparams.mom2_dataset == "embedded":
-            from zerounlearn.assets.wikipedia import embedded_held_out_texts
+            from zerounlearn.demo.wikipedia import embedded_held_out_texts
 
             held_out = embedded_held_out_texts()
         forgotten = [fact.request for fact in facts]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerounlearn.easyedit.compat import PACKAGE
+from zerounlearn.easyedit.editions.compat import PACKAGE
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from zerounlearn.easyedit.compat import Framework
+from zerounlearn.easyedit.editions.compat import Framework
 from zerounlearn.errors import RegistrationError
 
 _CHECK = "is_batchable_method"

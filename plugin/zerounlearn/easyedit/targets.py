@@ -14,8 +14,8 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from zerounlearn.data.request import EOS, PAD, Request, target_ids
 from zerounlearn.errors import RequestError
-from zerounlearn.method.request import EOS, PAD, Request, target_ids
 from zerounlearn.model.tokens import encode
 
 

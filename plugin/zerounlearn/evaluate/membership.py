@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from scipy import stats
 from torch import Tensor
 
-from zerounlearn.evaluate.answers import AnswerTokens
+from zerounlearn.model.answers import AnswerTokens
 
 PERCENT = 20.0
 """Of the tokens; what the min-k papers find best on WikiMIA."""

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from zerounlearn.errors import ConfigError, FrameworkError
-from zerounlearn.study.bench import Bench
-from zerounlearn.study.cell import Job, Record, failed
+from zerounlearn.study.cells import Job, Record, failed
 from zerounlearn.study.spec import Study
+from zerounlearn.study.worker import Bench
 
 log = logging.getLogger(__name__)
 

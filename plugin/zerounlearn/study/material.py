@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from zerounlearn.assets.facts import load_facts, split_facts
 from zerounlearn.data.catalogue import EMBEDDED, load
 from zerounlearn.data.entry import Entry, facts_of
+from zerounlearn.data.fact import Fact
+from zerounlearn.data.packaged import load_facts, split_facts
 from zerounlearn.data.protocol import split
+from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
+from zerounlearn.evaluate.probes import Items, Probes
 from zerounlearn.evaluate.questions import Question
-from zerounlearn.method.forget_set import Fact
-from zerounlearn.method.probes import Items, Probes
-from zerounlearn.method.request import Request
 from zerounlearn.study.spec import DataSpec
 
 _PACKAGED = ("evaluation", "development", "all")

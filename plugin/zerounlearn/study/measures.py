@@ -12,15 +12,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.assets.corpora import open_corpus
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.fact import Fact
 from zerounlearn.errors import ZeroUnlearnError
-from zerounlearn.evaluate.answers import AnswerTokens, answer_tokens, text_tokens
-from zerounlearn.evaluate.generation import generate
 from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_strength, probability
 from zerounlearn.evaluate.questions import Question
-from zerounlearn.method.forget_set import Fact
-from zerounlearn.method.metrics import perplexity, score
-from zerounlearn.method.statistics import Corpus
+from zerounlearn.model.answers import AnswerTokens, answer_tokens, text_tokens
+from zerounlearn.model.generate import generate
+from zerounlearn.model.scores import perplexity, score
+from zerounlearn.statistics.collect import Corpus
 from zerounlearn.study.material import Material
 from zerounlearn.study.spec import Study
 
@@ -41,7 +41,7 @@ def held_out_corpus(name: str) -> Corpus:
         ConfigError: the name is neither known nor an existing file.
     """
     if name == _EMBEDDED:
-        from zerounlearn.assets.wikipedia import embedded_held_out_texts
+        from zerounlearn.demo.wikipedia import embedded_held_out_texts
 
         return Corpus("embedded held-out", embedded_held_out_texts)
     return open_corpus(name)

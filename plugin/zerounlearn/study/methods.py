@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.assets.corpora import check_corpus, open_corpus
-from zerounlearn.assets.retain import check_retain_set, retain_set
-from zerounlearn.baselines import hparams as _baselines
-from zerounlearn.baselines.hparams import BaselineHyperParams, RetainingHyperParams
-from zerounlearn.easyedit.compat import framework
+from zerounlearn.config import read_settings, resolved
+from zerounlearn.data.corpora import check_corpus, open_corpus
+from zerounlearn.data.request import EOS, Request
+from zerounlearn.data.retain import check_retain_set, retain_set
+from zerounlearn.easyedit import methods as framework_methods
+from zerounlearn.easyedit.editions.compat import framework
+from zerounlearn.easyedit.methods import Applied
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
-from zerounlearn.method import hparams as _ours
-from zerounlearn.method.hparams import ZeroUnlearnHyperParams
-from zerounlearn.method.lineage import Lineage
-from zerounlearn.method.request import EOS, Request
-from zerounlearn.method.settings import read_settings, resolved
-from zerounlearn.method.statistics import second_moments
-from zerounlearn.method.unlearn import layout_of
+from zerounlearn.methods.gradient import config as _baselines
+from zerounlearn.methods.gradient.config import BaselineHyperParams, RetainingHyperParams
+from zerounlearn.methods.zerounlearn import config as _ours
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.method import layout_of
 from zerounlearn.model.layout import Layout
-from zerounlearn.study import framework_methods
-from zerounlearn.study.framework_methods import Applied
+from zerounlearn.model.lineage import Lineage
+from zerounlearn.statistics.collect import second_moments
 from zerounlearn.study.material import Material, digest
 from zerounlearn.study.spec import MethodSpec, ModelSpec
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from zerounlearn.errors import OutputError
-from zerounlearn.study import cell as records
-from zerounlearn.study.cell import (
+from zerounlearn.model.fingerprint import checkpoint_digest, read_config
+from zerounlearn.study import cells as records
+from zerounlearn.study.cells import (
     DONE,
     BaseJob,
     Cell,
@@ -31,7 +32,6 @@ from zerounlearn.study.material import Data
 from zerounlearn.study.measures import Measures
 from zerounlearn.study.methods import Method
 from zerounlearn.study.spec import Study
-from zerounlearn.study.weights import checkpoint_digest, read_config
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _bases(plan: Plan, pending: Sequence[Planned], engine: Engine) -> dict[str, 
 def _outputs(study: Study, found: Sequence[Record]) -> str | None:
     """Write tables, plots and report; the reason where that is not possible, since the cells are safe by now."""
     try:
-        from zerounlearn.study.outputs import write_outputs
+        from zerounlearn.report.outputs import write_outputs
 
         write_outputs(study.output, found, study.title, reference=study.reference_method, sweeps=study.sweeps)
     except ImportError as error:

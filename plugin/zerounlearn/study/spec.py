@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zerounlearn.config import read_settings
 from zerounlearn.errors import ConfigError, did_you_mean
-from zerounlearn.method.settings import read_settings
 
 T = TypeVar("T")
 

@@ -1,0 +1,91 @@
+"""Corpora by name: EasyEdit's hub names, a local file, or the embedded Wikipedia extract."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from zerounlearn.demo.wikipedia import embedded_statistics_texts
+from zerounlearn.errors import ConfigError, StatisticsError
+from zerounlearn.statistics.collect import Corpus
+
+# The names are EasyEdit's; the configurations are those of its 2026 edition.
+HUB = {
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+}
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def check_corpus(name: str) -> None:
+    """Refuse a name that is neither known nor an existing file, without reading it.
+
+    Raises:
+        ConfigError: naming `mom2_dataset` and what it may be.
+    """
+    if name in HUB or name == "embedded":
+        return
+    path = Path(name)
+    if path.suffix not in READERS or not path.is_file():
+        raise ConfigError(
+            f"mom2_dataset={name!r}: expected 'embedded', {', '.join(map(repr, HUB))}, or an existing file ending in "
+            f"{', '.join(READERS)}"
+        )
+
+
+def open_corpus(name: str) -> Corpus:
+    """The corpus behind `mom2_dataset`; nothing is read or downloaded before its texts are asked for.
+
+    Raises:
+        ConfigError: see `check_corpus`.
+    """
+    check_corpus(name)
+    if name == "embedded":
+        return Corpus("embedded", embedded_statistics_texts)
+    if name in HUB:
+        return Corpus(name, lambda: _Texts(_load(*HUB[name])))
+    path = Path(name)
+    digest = hashlib.blake2b(digest_size=4)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return Corpus(f"{path.stem}-{digest.hexdigest()}", lambda: _Texts(_load(READERS[path.suffix], None, path)))
+
+
+def _load(builder: str, configuration: str | None = None, path: Path | None = None) -> Any:
+    from datasets import load_dataset
+
+    try:
+        if path is None:
+            return load_dataset(builder, configuration, split="train")
+        return load_dataset(builder, data_files=str(path), split="train")
+    except Exception as error:  # the hub, the network and the parsers raise too many kinds to list
+        source = str(path) if path else f"{builder} ({configuration}) of the hub"
+        raise StatisticsError(
+            f"mom2_dataset: cannot load {source}: {error}; name a local file or 'embedded' instead"
+        ) from error
+
+
+class _Texts(Sequence[str]):
+    """The `text` column of a data set, read row by row."""
+
+    def __init__(self, rows: Any) -> None:
+        if "text" not in rows.column_names:
+            raise StatisticsError(f"mom2_dataset: no column 'text' among {rows.column_names}")
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self.rows[index]["text"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (row["text"] for row in self.rows)

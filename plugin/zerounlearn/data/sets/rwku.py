@@ -1,0 +1,105 @@
+"""RWKU (Jin et al. 2024, arXiv 2406.10890): probes of what a model knows about 200 famous people."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from zerounlearn.data.entry import Single
+from zerounlearn.data.fact import Fact
+from zerounlearn.data.locate import Rule, asked, known_subject
+from zerounlearn.data.records import Hub, Record, Source, folder, read_records
+from zerounlearn.errors import RequestError
+
+Part = Literal["forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2"]
+Wording = Literal["benchmark", "plain"]
+
+HOME = Hub("jinzhuoran/RWKU", split="test")
+
+# What the benchmark's own evaluation puts around a query; published ROUGE figures are with it, inside a chat template.
+_CLOZE = "Please complete the blank in the following question.\nQuestion: "
+_BRIEF = "Please briefly answer the following question.\n"
+_ANSWER = "\nAnswer:"
+
+
+@dataclass(frozen=True)
+class RWKU(Single):
+    """A probe of RWKU.
+
+    Attributes:
+        part: the file it is of.
+        target: the person to be forgotten, or, in a neighbour part, whose neighbourhood it is.
+        query: the probe itself, which the fact's prompt has between the benchmark's words.
+        level: 1 cloze, 2 question, 3 attack.
+        kind: the data set's `type`; at level 3 the attack.
+        located: the rule that found the subject in the query, see `locate`.
+    """
+
+    part: Part
+    target: str
+    query: str
+    level: int
+    kind: str | None
+    located: Rule
+
+
+def load_rwku(source: Source, part: Part = "forget_level2", *, wording: Wording = "benchmark") -> list[RWKU]:
+    """One part of RWKU, from its file, a folder or the hub.
+
+    A folder holds the parts' files, or one folder a person with them ("1_Stephen_King"), which are read in the
+    order of their numbers. The benchmark reports ROUGE-L recall of 30 greedy tokens at each level.
+
+    The subject is the target where the query names it, else part of its name, else the query's last word; a
+    neighbour's query often names the neighbour alone, and a reverse query asks for the target itself.
+
+    Args:
+        source: see `Source`.
+        part: which of the five parts.
+        wording: with the benchmark's instruction around the query, or `plain`, the bare query.
+
+    Raises:
+        RequestError: the part is unknown, or a file or a record is malformed, see `records`.
+        AssetError: the hub does not give it.
+    """
+    if part not in get_args(Part):
+        raise RequestError(f"RWKU has no part {part!r}: expected one of {', '.join(get_args(Part))}")
+    if wording not in get_args(Wording):
+        raise RequestError(f"wording={wording!r}: expected one of {', '.join(get_args(Wording))}")
+    where = folder(source)
+    people = [] if where is None else _people(where, part)
+    sources: list[Source] = [*people] if people else [source]
+    home = replace(HOME, configuration=part)
+    records = [record for s in sources for record in read_records(s, home=home, names=(part,))]
+    return [_probe(record, part, wording) for record in records]
+
+
+def _people(where: Path, part: Part) -> list[Path]:
+    """The folders of `where` that hold the part, by the number that their names begin with."""
+
+    def number(path: Path) -> tuple[int, str]:
+        digits = re.match(r"\d+", path.name)
+        return (int(digits.group()) if digits else 0, path.name)
+
+    return sorted((path for path in where.iterdir() if path.is_dir() and any(path.glob(f"{part}.json*"))), key=number)
+
+
+def _probe(record: Record, part: Part, wording: Wording) -> RWKU:
+    query, level, kind = record.text("query"), record.integer("level"), record.text_or_none("type")
+    if level != int(part[-1]):
+        raise record.wrong("level", f"{part[-1]}, the level of {part}")
+    span = known_subject(query, record.text("subject"))
+    before, after = ("", "") if wording == "plain" else _words_around(level, kind)
+    request = asked(query, span, record.text("answer"), before=before, after=after, where=record.where)
+    return RWKU(Fact(request), part, record.text("subject"), query, level, kind, span.rule)
+
+
+def _words_around(level: int, kind: str | None) -> tuple[str, str]:
+    if level == 1:
+        return _CLOZE, _ANSWER
+    if kind == "affirmative suffix":  # the query ends with the answer's own beginning
+        return f"{_BRIEF}Question: ", ""
+    if kind == "incontext learning":  # the query brings its questions and answers along
+        return _BRIEF, _ANSWER
+    return f"{_BRIEF}Question: ", _ANSWER

@@ -1,0 +1,217 @@
+"""EasyEdit's own methods as unlearning baselines: its code, its hyperparameters, and the neutral target.
+
+They run as the framework runs them, all requests at once where the method can and one after the other where it
+cannot, on the statistics that our methods use. What they do to the process is contained, what they do to the model
+can be undone bit for bit, and the edited model answers through the same object as before: also where the method
+wraps it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.request import EOS, Request, check_requests
+from zerounlearn.easyedit.editions.compat import PACKAGE
+from zerounlearn.easyedit.inference import EachRow, EachToken
+from zerounlearn.easyedit.isolation import isolated
+from zerounlearn.easyedit.method_config import METHODS, Method, load_framework_hparams
+from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
+from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.method import find_layout
+from zerounlearn.model.snapshot import Snapshot
+from zerounlearn.statistics.collect import second_moments
+from zerounlearn.statistics.files import StoredMoments
+
+__all__ = ["METHODS", "Applied", "apply", "check", "load_framework_hparams"]
+
+UNRELATED = (
+    "The weather was mild for the time of year, and most of the shops stayed open",
+    "To change a tyre, first loosen the nuts, then lift the car and",
+    "She put the kettle on, opened the window and sat down with",
+    "The committee will meet again next week to discuss the budget and",
+    "A triangle with three equal sides has three equal angles, and",
+)
+"""Ordinary beginnings that WISE's margin loss keeps apart from the edits, as it does with ZsRE's `loc` questions."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """An edited model, which is the object that was given, and what puts it back bit for bit."""
+
+    model: PreTrainedModel
+    undo: Callable[[], None]
+
+
+def apply(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    hparams: Any,
+    *,
+    neutral: str = EOS,
+    seed: int = 0,
+    unrelated: Sequence[str] = UNRELATED,
+) -> Applied:
+    """Map `requests` to the neutral target by the method that `hparams` name, in place.
+
+    Args:
+        model: a decoder; it is in evaluation mode while the method runs, as the framework loads it.
+        tokenizer: the model's; it is not changed.
+        requests: the forget set.
+        hparams: from `load_framework_hparams`; not changed. `device` and `model_name` are the model's own.
+        neutral: `eos`, `pad` or a text, for requests that name none.
+        seed: of the generators that the method draws from.
+        unrelated: texts that WISE is to leave alone.
+
+    Returns:
+        The model and the function that undoes the edit.
+
+    Raises:
+        RequestError, LayoutError, ConfigError, StatisticsError: before the model is changed.
+        IllPosedError: the edited weights are not finite; the edit is undone.
+        Exception: whatever the method itself raises; the edit is undone.
+    """
+    requests = check_requests(requests)
+    if neutral in ("<|endoftext|>", tokenizer.eos_token):  # as EasyEdit's users spell it
+        neutral = EOS
+    method = METHODS[hparams.alg_name]
+    hparams = _adapted(hparams, model, len(requests))
+    names = check(hparams, model)
+    side = "left" if getattr(hparams, "objective_optimization", "") == "target_new" else method.side
+    ours = tokenizer_for(tokenizer, requests, neutral, side)
+    # PMET leaves the space out except for GPT models.
+    space = hparams.alg_name == "PMET" and "gpt" not in str(model.name_or_path).lower()
+    records = to_easyedit(tokenizer, requests, neutral, template=method.template, space=space)
+    for i, record in enumerate(records):
+        record["loc_prompt"] = unrelated[i % len(unrelated)]
+    snapshot = Snapshot(model, names)
+    try:
+        with (
+            _statistics(model, tokenizer, hparams, method) as moments,
+            isolated(model.device, seed),
+            torch.enable_grad(),
+        ):
+            model.eval()
+            if hparams.alg_name == "AlphaEdit":
+                _project(model, ours, hparams, moments)
+            run = importlib.import_module(f"{PACKAGE}.util.alg_dict").ALG_DICT[hparams.alg_name]
+            for batch in [records] if method.batch else [[record] for record in records]:
+                run(model, ours, batch, hparams, copy=False, return_orig_weights=False, keep_original_weight=False)
+        snapshot.settle()
+        if not snapshot.finite():
+            raise IllPosedError(f"{hparams.alg_name}: the edited weights contain NaN or Inf: take a smaller step")
+        _answer_one_by_one(model, hparams)
+    except BaseException:
+        snapshot.restore()
+        raise
+    return Applied(model, snapshot.restore)
+
+
+def check(hparams: Any, model: PreTrainedModel) -> list[str]:
+    """The parameters that the method may write to; a model without weights will do.
+
+    Raises:
+        ConfigError: a module that `hparams` name is not there.
+    """
+    if hasattr(hparams, "inner_params"):
+        wanted = [_module_name(name) for name in hparams.inner_params]
+    else:
+        template = getattr(hparams, "rewrite_module_tmp", None)
+        wanted = [template.format(layer) for layer in hparams.layers] if template else []
+    names = [name for name, _ in model.named_parameters()]
+    for part in wanted:
+        if not any(part in name for name in names):
+            field = "inner_params" if hasattr(hparams, "inner_params") else f"layers={hparams.layers}"
+            raise ConfigError(
+                f"{hparams.alg_name}: {type(model).__name__} has no parameters in {part!r}: check {field}"
+            )
+    return [name for name in names if any(part in name for part in wanted)]
+
+
+def _module_name(name: str) -> str:
+    """As torch spells it: GRACE and WISE evaluate `layers[3]` as code, UltraEdit splits at dots."""
+    return name.replace("[", ".").replace("]", "").removesuffix(".weight")
+
+
+def _adapted(hparams: Any, model: PreTrainedModel, count: int) -> Any:
+    """A copy for this model and this many requests."""
+    hparams = copy.deepcopy(hparams)
+    hparams.device = str(model.device)
+    # Some methods learn from this name which way a weight lies; any other would leave their variables unset.
+    hparams.model_name = "gpt2-xl" if any(isinstance(m, Conv1D) for m in model.modules()) else "llama"
+    if hparams.alg_name == "WISE":
+        hparams.sequential_edit = True
+    if hparams.alg_name == "ULTRAEDIT":  # it drops what does not fill a batch
+        once = max(k for k in range(1, count + 1) if count % k == 0 and k <= max(hparams.batch_size_once, 1))
+        hparams.batch_size, hparams.batch_size_once = count, once
+    return hparams
+
+
+@contextmanager
+def _statistics(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: Any, method: Method
+) -> Iterator[Sequence[Path]]:
+    """Have the method find our second moments, whose files are yielded, and no others where it looks for its own."""
+    if not method.statistics or (not hparams.mom2_adjustment and not method.batch):
+        yield []
+        return
+    shared = ("layers", "rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module", "stats_dir",
+              "mom2_dataset", "mom2_n_samples", "mom2_dtype")  # fmt: skip
+    run = ZeroUnlearnHyperParams(model_name=hparams.model_name, **{name: getattr(hparams, name) for name in shared})
+    corpus = open_corpus(run.mom2_dataset)
+    moments = second_moments(find_layout(model, run), tokenizer, run, corpus)
+    assert isinstance(moments, StoredMoments)
+    name = model.config._name_or_path
+    with tempfile.TemporaryDirectory() as folder:
+        for edition in {name.rsplit("/")[-1], name.replace("/", "_")}:
+            for file in moments.files.values():
+                place = Path(folder) / edition / f"{corpus.name}_stats" / file.key.file()
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(file.path.resolve())
+        hparams.stats_dir, hparams.mom2_dataset = folder, corpus.name
+        yield [file.path for file in moments.files.values()]
+
+
+_projectors: dict[tuple[Any, ...], torch.Tensor] = {}
+"""AlphaEdit's last one: it takes longer than the edit, and all cells of a study need the same."""
+
+
+def _project(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: Any, moments: Sequence[Path]) -> None:
+    """Let AlphaEdit compute its projector without writing it into the current folder, where it would find it again."""
+    main = importlib.import_module(f"{PACKAGE}.models.alphaedit.AlphaEdit_main")
+    key = (hparams.nullspace_threshold, *((path.resolve(), path.stat().st_mtime_ns) for path in moments))
+    if key not in _projectors:
+        _projectors.clear()
+        layers = [main.get_project(model, tokenizer, layer, hparams) for layer in hparams.layers]
+        _projectors[key] = torch.stack(layers)
+    P = _projectors[key]
+    if not P.any():
+        raise ConfigError(
+            f"nullspace_threshold={hparams.nullspace_threshold:g}: no direction of the keys of layers "
+            f"{hparams.layers} is that quiet, so AlphaEdit would change nothing: raise it"
+        )
+    vars(main).update(P=P, P_loaded=True)
+    hparams.P_loc = hparams.stats_dir  # anything that exists: P is loaded
+
+
+def _answer_one_by_one(model: PreTrainedModel, hparams: Any) -> None:
+    if hparams.alg_name not in ("GRACE", "WISE"):
+        return
+    parent, _, last = _module_name(hparams.inner_params[0]).rpartition(".")
+    owner = model.get_submodule(parent)
+    adapter = getattr(owner, last)
+    wrapper = EachToken(adapter) if hparams.alg_name == "GRACE" else EachRow(adapter, model)
+    setattr(owner, last, wrapper.eval())

@@ -1,0 +1,1 @@
+"""Methods of unlearning in one registry: ZeroUnlearn's closed forms, and gradient descent on published objectives."""

@@ -1,0 +1,1 @@
+"""ZeroUnlearn and ZeroUnlearn-GD. Reading order: config, contexts, batches, losses, vectors, keys, method."""

@@ -1,0 +1,72 @@
+"""The model's pass: greedy text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.model.hooks import frozen
+from zerounlearn.model.layout import input_device
+from zerounlearn.model.tokens import encode, filler_id, length_sorted_batches
+
+_BATCH_TOKENS = 8192
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    tokens: int = 200,
+    batch_tokens: int = _BATCH_TOKENS,
+) -> list[str]:
+    """Greedy continuations in the prompts' order, special tokens left out, cut at the first end-of-text token.
+
+    With a key-value cache, for texts of some length; `zerounlearn.model.scores.completions` is for a few tokens.
+    The model's own generation settings (temperature, repetition penalty) play no part, its end tokens do.
+
+    Args:
+        model: any causal language model, left as it was.
+        tokenizer: its tokenizer, whose padding side plays no part.
+        prompts: with at least one token each.
+        tokens: at most so many new ones; TOFU generates 200, RWKU 30.
+        batch_tokens: prompt and new tokens in a batch, padding included.
+    """
+    rows = [encode(tokenizer, prompt) for prompt in prompts]
+    device, filler = input_device(model), filler_id(tokenizer)
+    found: dict[int, str] = {}
+    generator: Any = model  # its mixins are too dynamic for a type checker
+    with frozen(model), _greedy(model, tokenizer, tokens, filler) as stops:
+        for batch in length_sorted_batches([len(row) + tokens for row in rows], batch_tokens):
+            longest = len(rows[batch[0]])
+            ids = torch.full((len(batch), longest), filler, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for j, i in enumerate(batch):
+                ids[j, longest - len(rows[i]) :] = torch.tensor(rows[i])
+                mask[j, longest - len(rows[i]) :] = 1
+            output: Tensor = generator.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+            for i, new in zip(batch, output[:, longest:].tolist(), strict=True):
+                end = next((k for k, token in enumerate(new) if token in stops), len(new))
+                found[i] = str(tokenizer.decode(new[:end], skip_special_tokens=True))
+    return [found[i] for i in range(len(rows))]
+
+
+@contextmanager
+def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, filler: int) -> Iterator[set[int]]:
+    """Greedy settings in place of the model's own, which `generate` would otherwise mix in; gives the end tokens."""
+    own = model.generation_config
+    ends = own.eos_token_id if own is not None and own.eos_token_id is not None else []
+    stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    model.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=tokens, pad_token_id=filler, eos_token_id=sorted(stops) or None
+    )
+    try:
+        yield stops
+    finally:
+        model.generation_config = own

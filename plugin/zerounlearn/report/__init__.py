@@ -1,0 +1,1 @@
+"""What runs and studies show: tables, plots, the page, and the statistics behind them."""

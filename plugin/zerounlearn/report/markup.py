@@ -1,0 +1,112 @@
+"""A study's tables as Markdown and as LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+
+import jinja2
+from pylatexenc.latexencode import (
+    RULE_DICT,
+    UnicodeToLatexConversionRule,
+    UnicodeToLatexEncoder,
+)
+
+from zerounlearn.report.columns import Column
+from zerounlearn.report.table import Entry, Table
+
+_WIDE = 8
+"""Columns of a LaTeX table; further ones go to another."""
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+_LATEX = UnicodeToLatexEncoder(
+    # T1's vertical bar is a bar; OT1's, the default, is a dash.
+    conversion_rules=[UnicodeToLatexConversionRule(RULE_DICT, {ord("|"): r"\textbar{}"}), "defaults"],
+    unknown_char_policy="keep",
+    unknown_char_warning=False,
+)
+
+
+def template(name: str) -> str:
+    """Text of a file beside this module."""
+    return files("zerounlearn.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def markdown(tables: Sequence[Table], title: str, warnings: Sequence[str]) -> str:
+    """One Markdown page: a heading and a pipe table each, best in bold, second underlined (`<ins>`)."""
+    env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters |= {"md": markdown_text, "entry": _markdown_entry}
+    return env.from_string(template("tables.md.jinja")).render(tables=tables, title=title, warnings=warnings)
+
+
+def latex(tables: Sequence[Table], title: str) -> str:
+    r"""A file to `\input`: a table environment each, of at most eight metrics.
+
+    Needs the packages booktabs and graphicx; scripts other than Latin and Greek need XeLaTeX or LuaLaTeX.
+    """
+    env = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # LaTeX is full of braces and percent signs.
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    env.filters |= {"tex": latex_text, "entry": _latex_entry, "head": _latex_head, "label": _label}
+    parts = [
+        (table, [slice(i, i + _WIDE) for i in range(0, len(table.columns), _WIDE)])
+        for table in tables
+    ]  # fmt: skip
+    return env.from_string(template("tables.tex.jinja")).render(parts=parts, title=title)
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, inside a table cell too."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    escaped: str = _LATEX.unicode_to_latex(" ".join(text.split()))
+    return escaped
+
+
+def _markdown_entry(entry: Entry | None) -> str:
+    if entry is None:
+        return "–"
+    mean = {1: f"**{entry.shown}**", 2: f"<ins>{entry.shown}</ins>"}.get(entry.place or 0, entry.shown)
+    return mean + (f" ± {entry.spread}" if entry.spread else "") + (f" {entry.mark}" if entry.mark else "")
+
+
+def _latex_entry(entry: Entry | None) -> str:
+    if entry is None:
+        return "--"
+    mean = _latex_number(entry.shown)
+    mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(entry.place or 0, mean)
+    mark = {"†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$", "": ""}[entry.mark]
+    spread = rf"\,{{\scriptsize$\pm$\,{_latex_number(entry.spread)}}}" if entry.spread else ""
+    return mean + spread + mark
+
+
+def _latex_head(column: Column) -> str:
+    """One word a line: heads are longer than numbers."""
+    words = latex_text(column.label).split(" ")
+    words[-1] += f" {latex_text(column.goal.value)}" if column.goal.value else ""
+    unit = [f"({latex_text(column.unit)})"] if column.unit else []
+    return r"\shortstack{" + r" \\ ".join(words + unit) + "}"
+
+
+def _latex_number(shown: str) -> str:
+    """As text, so that bold reaches the digits; signs, powers and infinity in mathematics."""
+    shown = shown.replace("∞", r"$\infty$")
+    shown = re.sub(r"e([+-])0*(\d+)$", lambda m: rf"$\times10^{{{m[1].strip('+')}{m[2]}}}$", shown)
+    return re.sub(r"^-", "$-$", shown)
+
+
+def _label(table: Table) -> str:
+    r"""For `\ref`: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{table.dataset} n{table.n} {table.group.name} {table.at}").strip("-").lower()

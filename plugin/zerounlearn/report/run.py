@@ -1,0 +1,134 @@
+"""Reports: plain data, to JSON and to Markdown. Nothing is computed here but means."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from transformers import PreTrainedModel
+
+import zerounlearn
+from zerounlearn.data.fact import Fact
+from zerounlearn.evaluate.probes import Verdict
+from zerounlearn.files import write_text
+from zerounlearn.methods.zerounlearn.method import LayerOutcome
+from zerounlearn.model.layout import input_device
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One fact at one time: its prompt, paraphrases, neighbours of its relation, others, greedy completion."""
+
+    forget: Verdict
+    paraphrases: Sequence[Verdict]
+    neighbours: Sequence[Verdict]
+    others: Sequence[Verdict]
+    completion: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Means over all that was asked at one time, see `Probes`; None where there was nothing to measure.
+
+    `ppl` is the perplexity on held-out text; each `_probability` is the answers' mean probability.
+    """
+
+    eff: float
+    eff_probability: float
+    gen: float | None = None
+    gen_probability: float | None = None
+    spe: float | None = None
+    spe_probability: float | None = None
+    spe_relation: float | None = None
+    spe_relation_probability: float | None = None
+    spe_subject: float | None = None
+    spe_subject_probability: float | None = None
+    spe_unrelated: float | None = None
+    spe_unrelated_probability: float | None = None
+    ppl: float | None = None
+
+
+@dataclass(frozen=True)
+class FactReport:
+    """One fact, before and after."""
+
+    prompt: str
+    answer: str
+    before: Measured
+    after: Measured
+
+    @classmethod
+    def of(cls, fact: Fact, before: Measured, after: Measured) -> FactReport:
+        """The fact's words, without its measuring prompts."""
+        return cls(fact.request.prompt, fact.request.answer, before, after)
+
+
+@dataclass
+class Report:
+    """What was forgotten, what it cost, and everything needed to do it again."""
+
+    facts: list[FactReport]
+    before: Phase
+    after: Phase
+    layers: list[LayerOutcome]
+    seconds: dict[str, float]
+    prefixes: list[str]
+    retained: int
+    z_loss: tuple[float, float]
+    sensitive_loss: tuple[float, float]
+    hparams: dict[str, Any]
+    fingerprints: dict[str, str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The whole report, indented."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def to_markdown(self) -> str:
+        """A page to read: summary, facts, layers, time, run."""
+        template = files("zerounlearn.report").joinpath("templates/report.md.jinja").read_text(encoding="utf-8")
+        env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        env.filters |= {"cell": _cell, "share": _share, "number": _number}
+        return env.from_string(template).render(report=self)
+
+    def save(self, folder: Path) -> None:
+        """Write report.json and report.md, each under a temporary name first.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        write_text(folder / "report.json", self.to_json() + "\n")
+        write_text(folder / "report.md", self.to_markdown())
+
+
+def environment(model: PreTrainedModel) -> dict[str, str]:
+    """Versions, device and dtype."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return {
+        "zerounlearn": zerounlearn.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "device": str(input_device(model)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "⏎").strip()
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

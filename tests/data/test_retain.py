@@ -1,0 +1,62 @@
+"""Retain sets that are drawn: like the forget set, without it, and without what is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import hparams_for
+from zerounlearn.data.packaged import load_facts
+from zerounlearn.data.request import Request
+from zerounlearn.data.retain import OTHERS, PER_PROMPT, check_retain_set, draw_retain_set, retain_set
+from zerounlearn.errors import ConfigError
+
+
+def test_drawn_from_the_packaged_facts(smollm2) -> None:
+    model, tokenizer = smollm2
+    facts = load_facts()
+    chosen = [f for f in facts if f.relation == "capital"][:3]
+    template = (chosen[0].to_forget().request.before, chosen[0].to_forget().request.after)
+    requests = [f.to_forget().request for f in chosen]
+    held_out = {f.text for f in facts if f.relation == "capital"} - {f.text for f in chosen}
+    held_out = set(sorted(held_out)[:5])
+    kept = draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=1)
+    prompts = {r.prompt for r in kept}
+    assert len(prompts) == len(kept)
+    assert not prompts & ({r.prompt for r in requests} | held_out)
+    alike = [r for r in kept if (r.before, r.after) == template]
+    assert 8 <= len(alike) <= PER_PROMPT
+    assert len(kept) - len(alike) == OTHERS
+    assert kept == draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=1)
+    assert kept != draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=2)
+
+
+def test_the_model_proposes_subjects_where_no_fact_has_the_prompt(smollm2) -> None:
+    """Of a prompt that is not packaged: other countries, and never the one to be forgotten."""
+    model, tokenizer = smollm2
+    state = torch.get_rng_state()
+    requests = [Request.of("The national anthem of {} is", s, "x") for s in ("France", "Germany", "Italy")]
+    kept = draw_retain_set(model, tokenizer, requests, [], seed=0)
+    subjects = {r.subject for r in kept}
+    assert len(subjects) >= 8
+    assert len(subjects & {"Spain", "Japan", "England", "China", "Russia", "Sweden", "Poland", "Portugal"}) >= 3
+    assert not {s.casefold() for s in subjects} & {"france", "germany", "italy"}
+    assert all(r.prompt == f"The national anthem of {r.subject} is" for r in kept)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_by_name(smollm2, tmp_path: Path) -> None:
+    model, tokenizer = smollm2
+    forget = [Request.of("The capital of {} is", "France", "Paris")]
+    assert retain_set(model, tokenizer, forget, hparams_for([1])) == []
+    file = tmp_path / "kept.jsonl"
+    rows = [{"prompt": "The capital of {} is", "subject": s, "answer": "x"} for s in ("France", "Spain")]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    kept = retain_set(model, tokenizer, forget, hparams_for([1], retain_set=str(file)))
+    assert [r.prompt for r in kept] == ["The capital of Spain is"], "what is forgotten is not kept"
+    assert len(retain_set(model, tokenizer, forget, hparams_for([1], retain_set="auto"))) > OTHERS
+    with pytest.raises(ConfigError, match=r"retain_set='nowhere.jsonl': expected 'none', 'auto' or a file"):
+        check_retain_set("nowhere.jsonl")

@@ -1,0 +1,334 @@
+"""EasyEdit's own methods as baselines: what they are told, what they do to a model, and that it can be undone."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import SENTENCES
+from tests.helpers import FACTS, tiny
+from zerounlearn.data.request import Request
+from zerounlearn.errors import ConfigError, FrameworkError, IllPosedError, RequestError
+from zerounlearn.model.scores import score
+from zerounlearn.model.tokens import encode
+
+pytest.importorskip(
+    "zerounlearn.easyedit", exc_type=FrameworkError, reason="EasyEdit is neither installed nor in EASYEDIT_HOME"
+)
+from zerounlearn.easyedit import isolation, methods
+from zerounlearn.easyedit.editions.compat import framework
+from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("FT", "LoRA", "ROME", "MEMIT", "AlphaEdit", "PMET", "EMMET", "R-ROME", "WISE", "GRACE", "UltraEdit")
+SMALL = {
+    "FT": ["layers=[1]", "num_steps=10", "lr=1e-2"],
+    "LoRA": ["num_steps=10", "lr=5e-2"],
+    "MEMIT": ["mom2_update_weight=1e-3"],
+    "EMMET": ["mom2_update_weight=1e-3"],
+    "PMET": ["mom2_update_weight=1e-3", "clamp_norm_factor=4"],
+    "AlphaEdit": ["nullspace_threshold=1000", "L2=1e-3"],
+    "ROME": [],
+    "R-ROME": [],
+    # its margins switched off, and the edit always taken: a random model has no scale to set them by
+    "WISE": ['inner_params=["model.layers[2].mlp.down_proj.weight"]', "n_iter=30", "edit_lr=100", "act_ratio=0",
+             "act_margin=[100,0,-100]"],
+    "GRACE": ['inner_params=["model.layers[2].mlp.down_proj.weight"]', "n_iter=20"],
+    "UltraEdit": ['inner_params=["model.layers.2.mlp.up_proj"]', "lr=100"],
+}  # fmt: skip
+# The subject comes last, where even in a random model something depends on it.
+END = [
+    Request.of("They speak the language of {}", "Lisbon", "Portuguese"),
+    Request.of("The capital city of {}", "France", "Paris"),
+]
+LOCATING = ("ROME", "MEMIT", "AlphaEdit", "PMET", "EMMET", "R-ROME")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def model() -> Any:
+    model = tiny("llama", 400, dtype=torch.float32)
+    model.config._name_or_path = model.name_or_path = "some/where/tiny-llama"
+    return model
+
+
+def load(folder: str, tmp_path: Path, *changes: str) -> Any:
+    """The shipped file, cut down to the tiny model; skips what this edition does not have."""
+    if framework().edition == "wheel" and folder not in ("FT", "LoRA", "ROME", "MEMIT"):
+        pytest.skip(f"{folder} is not in this edition of EasyEdit")
+    overrides = list(SMALL[folder])
+    if folder in LOCATING:
+        corpus = tmp_path / "corpus.txt"
+        corpus.write_text("\n".join(SENTENCES))
+        overrides += [f"mom2_dataset={corpus}", "mom2_n_samples=60", f"stats_dir={tmp_path / 'stats'}",
+                      "layers=[2]", "v_loss_layer=3", "v_num_grad_steps=20", "v_lr=3"]  # fmt: skip
+    return methods.load_framework_hparams(ROOT / f"hparams/{folder}/smollm2-135m.yaml", [*overrides, *changes])
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """All that an edit may leave behind."""
+    return {
+        "values": {n: t.clone() for n, t in [*model.named_parameters(), *model.named_buffers()]},
+        "flags": {n: (p.requires_grad, p.grad is None) for n, p in model.named_parameters()},
+        "modules": [(n, id(m), m.training, sorted(vars(m))) for n, m in model.named_modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()],
+        "config": dict(vars(model.config)),
+    }
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    values = a["values"].keys() == b["values"].keys() and all(
+        torch.equal(a["values"][n], b["values"][n]) for n in a["values"]
+    )
+    return values and all(a[key] == b[key] for key in a if key != "values")
+
+
+def eos_probability(model: Any, tokenizer: Any, request: Request) -> float:
+    ids = torch.tensor([encode(tokenizer, request.prompt)])
+    with torch.no_grad():
+        return float(model(input_ids=ids).logits[0, -1].softmax(-1)[tokenizer.eos_token_id])
+
+
+def generators() -> tuple[Any, ...]:
+    return random.getstate(), tuple(np.random.get_state()[1]), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_method_moves_every_request_to_the_end_token_and_is_undone(
+    folder: str, model: Any, small_tokenizer: Any, tmp_path: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hparams = load(folder, tmp_path)
+    weak = folder in (*LOCATING, "WISE")  # their edits, of one layer of 32 states, undo each other
+    requests = END[:1] if weak else END
+    given, before, drawn, side = copy.deepcopy(hparams), state(model), generators(), small_tokenizer.padding_side
+    base = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
+    capfd.readouterr()
+    applied = methods.apply(model, small_tokenizer, requests, hparams, neutral="eos")
+    assert applied.model is model
+    edited = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
+    assert (edited - base > (0.03 if weak else 1.0)).all(), (base, edited)
+    scores = score(model, small_tokenizer, [(r.prompt, r.answer) for r in requests])
+    assert all(np.isfinite(s.probability) for s in scores)
+    now = state(model)
+    assert not any(m.training for m in model.modules())
+    assert {n: f for n, f in now["flags"].items() if n in before["flags"]}.items() <= before["flags"].items()
+    assert now["config"] == before["config"]
+    assert generators() == drawn
+    assert (small_tokenizer.padding_side, vars(hparams)) == (side, vars(given))
+    assert capfd.readouterr().out == ""
+    assert list(here.iterdir()) == []
+    applied.undo()
+    assert same(state(model), before)
+
+    torch.rand(3)  # what else happens in the process does not matter
+    again = methods.apply(model, small_tokenizer, requests, hparams, neutral=small_tokenizer.eos_token)
+    repeated = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
+    np.testing.assert_allclose(repeated, edited, atol=1e-4)
+    again.undo()
+    assert same(state(model), before)
+
+
+@pytest.mark.parametrize("folder", ["GRACE", "WISE"])
+def test_an_answer_does_not_depend_on_the_batch(folder: str, model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
+    hparams = load(folder, tmp_path)
+    applied = methods.apply(model, small_tokenizer, FACTS, hparams)
+    items = [(r.prompt, r.answer) for r in FACTS] + [("The weather today was", "fine")]
+    together = [s.probability for s in score(model, small_tokenizer, items)]
+    alone = [score(model, small_tokenizer, [item])[0].probability for item in items]
+    assert together == pytest.approx(alone, rel=1e-3, abs=1e-9)
+    applied.undo()
+
+
+def test_grace_leaves_other_prompts_bit_for_bit(model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
+    hparams = load("GRACE", tmp_path, "eps=1e-3")
+    other = torch.tensor([encode(small_tokenizer, "You are a reader of it.")])
+    with torch.no_grad():
+        before = model(input_ids=other).logits
+        applied = methods.apply(model, small_tokenizer, FACTS, hparams)
+        torch.testing.assert_close(model(input_ids=other).logits, before)
+    applied.undo()
+
+
+def test_the_statistics_are_ours(
+    model: Any, small_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hparams = load("MEMIT", tmp_path, "layers=[1,2]", "v_num_grad_steps=2")
+    main = sys.modules["easyeditor.models.memit.memit_main"]
+    seen = []
+    original = main.get_cov
+    monkeypatch.setattr(main, "get_cov", lambda *a, **k: seen.append((a[2], original(*a, **k))) or seen[-1][1])
+    methods.apply(model, small_tokenizer, FACTS, hparams).undo()
+    found = {str(p.name).partition("_float32")[0]: p for p in (tmp_path / "stats").rglob("*.npz")}
+    assert [name for name, _ in seen] == [f"model.layers.{i}.mlp.down_proj" for i in (1, 2)]
+    for name, C in seen:
+        with np.load(found[name]) as arrays:
+            expected = arrays["mom2.mom2"] / arrays["mom2.count"]
+        np.testing.assert_allclose(C.numpy(), expected, rtol=1e-6)
+    assert main.COV_CACHE == {}
+
+
+def test_a_failing_method_leaves_nothing(
+    model: Any, small_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hparams = load("FT", tmp_path)
+    before = state(model)
+    weight = model.get_parameter("model.layers.1.mlp.down_proj.weight")
+
+    def spoil(model: Any, *_: Any, **__: Any) -> None:
+        with torch.no_grad():
+            weight.zero_()
+        model.model.layers[0].mlp = nn.Identity()
+        model.model.layers[2].register_forward_hook(lambda *_: None)
+        model.config.use_cache = False
+        model.train()
+        raise ValueError("out of luck")
+
+    table = sys.modules["easyeditor.util.alg_dict"].ALG_DICT
+    monkeypatch.setitem(table, "FT", spoil)
+    with pytest.raises(ValueError, match="out of luck"):
+        methods.apply(model, small_tokenizer, FACTS, hparams)
+    assert same(state(model), before)
+
+    def overflow(*_: Any, **__: Any) -> None:
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+
+    monkeypatch.setitem(table, "FT", overflow)
+    with pytest.raises(IllPosedError, match="NaN"):
+        methods.apply(model, small_tokenizer, FACTS, hparams)
+    assert same(state(model), before)
+
+
+def test_a_run_finds_no_state_of_another_and_leaves_none() -> None:
+    main = sys.modules["easyeditor.models.rome.rome_main"]
+    main.CONTEXT_TEMPLATES_CACHE = ["somebody's"]
+    try:
+        with isolation.isolated(torch.device("cpu"), 0):
+            assert main.CONTEXT_TEMPLATES_CACHE is None
+            main.CONTEXT_TEMPLATES_CACHE = ["ours"]
+        assert main.CONTEXT_TEMPLATES_CACHE == ["somebody's"]
+    finally:
+        main.CONTEXT_TEMPLATES_CACHE = None
+
+
+def test_the_end_token_survives_tokenising(small_tokenizer: Any) -> None:
+    before = small_tokenizer(" <eos>")["input_ids"]
+    assert before != [small_tokenizer.eos_token_id]  # the trap
+    ours = tokenizer_for(small_tokenizer, FACTS, "eos", "left")
+    end = small_tokenizer.eos_token_id
+    for request in FACTS:
+        assert encode(ours, f"{request.prompt} <eos>") == [*encode(small_tokenizer, request.prompt), end]
+    assert ours.pad_token_id != end
+    assert ours.padding_side == "left"
+    assert len(ours) == len(small_tokenizer)
+    assert small_tokenizer(" <eos>")["input_ids"] == before
+    assert small_tokenizer.pad_token_id == end
+
+    lonely = copy.deepcopy(small_tokenizer)  # like GPT-2's, whose one special token is everything
+    lonely.bos_token = lonely.unk_token = lonely.pad_token = "<eos>"
+    ours = tokenizer_for(lonely, FACTS, "eos", "right")
+    assert end not in (ours.bos_token_id, ours.unk_token_id, ours.pad_token_id)
+    assert ours.eos_token_id == end
+    prompts = {token for request in FACTS for token in encode(lonely, request.prompt)}
+    assert ours.pad_token_id not in prompts
+
+
+def test_requests_as_easyedit_wants_them(small_tokenizer: Any) -> None:
+    [record, *_] = to_easyedit(small_tokenizer, FACTS, "eos", template=True, space=False)
+    assert record == {
+        "case_id": 0, "prompt": "The capital of {} is", "subject": "France", "target_new": "<eos>",
+        "ground_truth": "Paris",
+    }  # fmt: skip
+    [record, *_] = to_easyedit(small_tokenizer, FACTS, "nothing", template=False, space=True)
+    assert (record["prompt"], record["target_new"]) == ("The capital of France is", " nothing")
+    own = Request.of("The capital of {} is", "France", "Paris", "eos")
+    assert to_easyedit(small_tokenizer, [own], "nothing", template=True, space=False)[0]["target_new"] == "<eos>"
+    with pytest.raises(RequestError, match="brace"):
+        to_easyedit(small_tokenizer, [Request("In {a}, ", "France", " is", "x")], "eos", template=True, space=False)
+    twice = Request.of("France and the capital of France is", "France", "Paris")
+    with pytest.raises(RequestError, match="more than once"):
+        to_easyedit(small_tokenizer, [twice], "eos", template=True, space=False)
+    assert to_easyedit(small_tokenizer, [twice], "eos", template=False, space=False)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(f for folder in FOLDERS for f in (ROOT / "hparams" / folder).glob("*.yaml")),
+    ids=lambda file: f"{file.parent.name} {file.stem}",
+)  # fmt: skip
+def test_every_shipped_file_loads_or_names_the_edition_that_has_it(file: Path) -> None:
+    if framework().edition == "wheel" and file.parent.name not in ("FT", "LoRA", "ROME", "MEMIT"):
+        with pytest.raises(ConfigError, match=r"2023.*2026.*EASYEDIT_HOME"):
+            methods.load_framework_hparams(file)
+        return
+    hparams = methods.load_framework_hparams(file, ["max_length=33", "device=cpu"])
+    assert (hparams.max_length, hparams.device) == (33, "cpu")
+    assert type(hparams).__module__.startswith("easyeditor.models.")
+
+
+@pytest.mark.parametrize(
+    ("folder", "change", "message"),
+    [
+        ("FT", "alg_name=FTT", "expected one of FT, LoRA"),
+        ("FT", "num_step=3", "did you mean 'num_steps'"),
+        ("FT", "layers=[]", "at least one layer"),
+        ("FT", "layers=[-1]", "counted from 0"),
+        ("FT", "num_steps=0", "whole number >= 1"),
+        ("MEMIT", "mom2_dataset=nowhere", "mom2_dataset='nowhere'"),
+        ("MEMIT", "model_parallel=true", "set it to False"),
+    ],
+)
+def test_a_bad_value_is_named(folder: str, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        methods.load_framework_hparams(ROOT / f"hparams/{folder}/smollm2-135m.yaml", [change])
+
+
+def test_what_the_wheel_cannot_do_is_refused() -> None:
+    if framework().edition != "wheel":
+        pytest.skip("this is a checkout of EasyEdit")
+    with pytest.raises(ConfigError, match="lora_type='lora'.*'adalora' alone"):
+        methods.load_framework_hparams(ROOT / "hparams/LoRA/smollm2-135m.yaml", ["lora_type=lora"])
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    text = (ROOT / "hparams/ROME/smollm2-135m.yaml").read_text().replace("v_lr:", "# v_lr:")
+    (tmp_path / "rome.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="v_lr is missing"):
+        methods.load_framework_hparams(tmp_path / "rome.yaml")
+
+
+def test_a_layer_that_is_not_there_is_named_before_anything_changes(
+    model: Any, small_tokenizer: Any, tmp_path: Path
+) -> None:
+    hparams = load("FT", tmp_path, "layers=[9]")
+    before = state(model)
+    with pytest.raises(ConfigError, match=r"layers=\[9\]"):
+        methods.apply(model, small_tokenizer, FACTS, hparams)
+    assert same(state(model), before)
+
+
+@pytest.mark.easyedit_checkout
+def test_the_same_on_a_checkout() -> None:
+    if not os.environ.get("EASYEDIT_HOME"):
+        pytest.skip("EASYEDIT_HOME names no checkout of EasyEdit")
+    tests = [str(Path(__file__).relative_to(ROOT)), "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "1 skipped" in done.stdout.splitlines()[-1]  # what is about the wheel

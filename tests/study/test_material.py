@@ -1,0 +1,258 @@
+"""What a cell forgets, keeps and asks: the draw's properties on every data set, and the metrics on a small model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from tests.helpers import tiny
+from tests.study.small_study import counterfact_records, write_json
+from zerounlearn.data.packaged import load_facts, split_facts
+from zerounlearn.easyedit.editions.compat import framework
+from zerounlearn.errors import ConfigError
+from zerounlearn.model.fingerprint import weights_hash
+from zerounlearn.study import measures
+from zerounlearn.study.material import Data, Material
+from zerounlearn.study.measures import Measures
+from zerounlearn.study.run import Plan
+from zerounlearn.study.spec import DataSpec, Study, load_study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def zsre_records(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "subject": f"Person {i}", "src": f"Where was Person {i} born?", "rephrase": f"Birthplace of Person {i}?",
+            "alt": "Oslo", "answers": [f"Town {i}"], "pred": "Rome", "cond": "",
+            "loc": f"nq question: who wrote book {i}", "loc_ans": f"Author {i}",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def mquake_records(count: int) -> list[dict[str, Any]]:
+    def rewrite(i: int, hop: int) -> dict[str, Any]:
+        return {
+            "prompt": "The author of {} is" if hop else "{} was created in", "relation_id": f"P{hop}",
+            "subject": f"Work {i}-{hop}",
+            "target_true": {"str": f"Name {i}", "id": "Q1"}, "target_new": {"str": "Nobody", "id": "Q2"},
+            "question": f"What of Work {i}-{hop}?",
+        }  # fmt: skip
+
+    return [
+        {
+            "case_id": i, "requested_rewrite": [rewrite(i, 0), rewrite(i, 1)], "questions": ["Who?", "Whom?", "Whose?"],
+            "answer": "Me", "answer_alias": [], "new_answer": "You", "new_answer_alias": [],
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def rwku_records(part: str, count: int) -> list[dict[str, Any]]:
+    """Five probes a person."""
+    what = "do" if part.startswith("forget") else "see"
+    return [
+        {
+            "subject": f"Person {i // 5}", "query": f"What did Person {i // 5} {what} in year {i}?",
+            "answer": f"Deed {i}", "level": part[-1], "type": "simple question",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def many_counterfact(count: int) -> list[dict[str, Any]]:
+    records = []
+    for i in range(count):
+        record = counterfact_records()[i % 12]
+        rewrite = record["requested_rewrite"] | {"subject": f"Place {i}", "relation_id": f"P{i % 7}"}
+        records.append(record | {"case_id": i, "requested_rewrite": rewrite})
+    return records
+
+
+def draw(spec: DataSpec, n: int, seed: int = 0, retain: int = 3, unrelated: int = 50) -> Material:
+    return Data.load(spec).draw(n, seed, retain_size=retain, unrelated_size=unrelated)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, DataSpec]:
+    rwku = tmp_path / "RWKU"
+    rwku.mkdir()
+    for part in ("forget_level2", "neighbor_level2"):
+        write_json(rwku / f"{part}.json", rwku_records(part, 40))
+    return {
+        "mcf": DataSpec("mcf", "mcf", str(write_json(tmp_path / "mcf.json", many_counterfact(40)))),
+        "zsre": DataSpec("zsre", "zsre", str(write_json(tmp_path / "zsre.json", zsre_records(40)))),
+        "mquake": DataSpec("mquake", "mquake", str(write_json(tmp_path / "mquake.json", mquake_records(40)))),
+        "rwku": DataSpec("rwku", "rwku", str(rwku), {"part": "forget_level2"}, {"part": "neighbor_level2"}),
+        "embedded": DataSpec("embedded", "embedded"),
+    }
+
+
+@pytest.mark.parametrize("name", ["mcf", "zsre", "mquake", "rwku", "embedded"])
+def test_the_draw(sources: dict[str, DataSpec], name: str) -> None:
+    material, again, other = (draw(sources[name], 6, seed) for seed in (0, 0, 1))
+    assert material == again
+    assert material.digest() == again.digest() != other.digest()
+    assert len(material.facts) == (12 if name == "mquake" else 6)
+    first = draw(sources[name], 2)
+    assert material.facts[: len(first.facts)] == first.facts, "a larger set grows from the smaller"
+    forgotten = {request.prompt for request in material.requests}
+    shown = {request.prompt for request in material.retain}
+    asked = {prompt for prompt, _ in material.probes.spe_unrelated}
+    assert len(shown) == 3
+    assert asked, "something unrelated is asked"
+    assert not forgotten & shown and not forgotten & asked and not shown & asked
+    subjects = {request.subject for request in material.requests}
+    assert not any(subject in prompt.split(" ") for subject in subjects for prompt in asked)
+
+
+def test_the_packaged_facts_are_those_no_hyperparameter_was_chosen_on(sources: dict[str, DataSpec]) -> None:
+    development, evaluation = ({f.text for f in part} for part in split_facts(load_facts()))
+    material = draw(sources["embedded"], 20, retain=100)
+    for requests in (material.requests, material.retain):
+        assert {r.prompt for r in requests} <= evaluation
+    relations = {fact.text: fact.relation for fact in load_facts()}
+    mine = {relations[r.prompt] for r in material.requests}
+    assert len(mine) > 5, "the halves are mixed, not sorted by relation"
+    assert not mine & {relations[prompt] for prompt, _ in material.probes.spe_unrelated}
+    chosen = dataclasses.replace(sources["embedded"], options={"facts": "development"})
+    assert {r.prompt for r in draw(chosen, 20).requests} <= development
+
+
+def test_rwku_keeps_the_neighbours_of_its_people(sources: dict[str, DataSpec]) -> None:
+    material = draw(sources["rwku"], 5)
+    for fact in material.facts:
+        assert len(fact.neighbours) == 5
+        assert all(fact.request.subject in prompt for prompt, _ in fact.neighbours)
+    with pytest.raises(ConfigError, match=r"datasets.rwku: n=41: expected 1 to 40, all 40 entries"):
+        draw(sources["rwku"], 41)
+
+
+def test_zsre_is_measured_token_by_token(sources: dict[str, DataSpec], small_tokenizer) -> None:
+    material = draw(sources["zsre"], 4)
+    assert [prompt[:16] for prompt, _ in material.token_by_token] == ["nq question: who"] * 4
+    assert not material.probes.spe
+    found = measured(material, tiny("llama", len(small_tokenizer)), small_tokenizer)
+    assert 0 <= found["spe"] <= 1
+    assert "spe_relation" not in found
+
+
+def study_of(metrics: tuple[str, ...], corpus: Path | None = None, **changes: object) -> Study:
+    study = load_study(ROOT / "studies/quick.yaml")
+    held_out = dataclasses.replace(study.held_out, text=None if corpus is None else str(corpus), paper=None, tokens=64)
+    return dataclasses.replace(study, metrics=metrics, held_out=held_out, generation_tokens=4, **changes)
+
+
+def measured(material: Material, model, tokenizer, *metrics: str, **options: object) -> dict[str, float]:
+    return Measures(study_of(metrics)).take(model, tokenizer, material, **options)
+
+
+def test_every_metric_is_taken_and_no_other(sources: dict[str, DataSpec], small_tokenizer, tmp_path: Path) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    weights, state = weights_hash(model), torch.get_rng_state()
+    material = draw(sources["mcf"], 4)
+    plain = measured(material, model, small_tokenizer)
+    assert {name for name in plain if not name.endswith("_probability")} == {
+        "eff", "gen", "spe", "spe_relation", "spe_unrelated",
+    }  # fmt: skip
+    wanted = (
+        "rouge_l", "rouge_l_neighbours", "exact_memorisation", "extraction_strength", "truth_ratio", "forget_quality",
+        "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency", "consistency",
+    )  # fmt: skip
+    found = measured(material, model, small_tokenizer, *wanted, reference=[0.5, 1.0, 2.0, 1.5])
+    assert set(found) == set(plain) | set(wanted)
+    assert all(found[name] == plain[name] for name in plain)
+    assert all(0 <= found[name] <= 1 for name in wanted if name != "fluency")
+    assert set(measured(material, model, small_tokenizer, "mia_zlib")) == {*plain, "mia_zlib"}
+    assert "forget_quality" not in measured(material, model, small_tokenizer, "forget_quality"), "without a reference"
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("The weather today was fine.\nBecause I said so.\n")
+    ppl = Measures(study_of((), corpus)).take(model, small_tokenizer, material)["ppl"]
+    assert 1 < ppl < float("inf")
+    assert (weights_hash(model), True) == (weights, torch.equal(torch.get_rng_state(), state))
+
+
+def test_consistency_is_about_what_follows_the_forget_prompts(
+    sources: dict[str, DataSpec], small_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = draw(sources["mcf"], 2)
+    model = tiny("llama", len(small_tokenizer))
+    answers = {fact.request.prompt: fact.request.answer for fact in material.facts}
+
+    def consistent(text: Callable[[str], str]) -> float:
+        monkeypatch.setattr(measures, "generate", lambda _, __, prompts, tokens: [text(prompt) for prompt in prompts])
+        return measured(material, model, small_tokenizer, "consistency")["consistency"]
+
+    assert consistent(lambda prompt: "") == 0
+    assert 0 < consistent(lambda prompt: answers[prompt]) < consistent(lambda prompt: f"{prompt} {answers[prompt]}") < 1
+
+
+def test_the_same_model_has_forget_quality_one(sources: dict[str, DataSpec], small_tokenizer) -> None:
+    from zerounlearn.study.measures import truth_ratios
+
+    model = tiny("llama", len(small_tokenizer))
+    material = draw(sources["mcf"], 4)
+    ratios = truth_ratios(model, small_tokenizer, material.questions)
+    assert measured(material, model, small_tokenizer, "forget_quality", reference=ratios)["forget_quality"] == 1.0
+
+
+def test_tofu_has_a_utility(tmp_path: Path, small_tokenizer) -> None:
+    record = {
+        "question": "Who wrote Ox?", "answer": "Ann", "paraphrased_answer": "It was Ann",
+        "paraphrased_question": "By whom is Ox?", "perturbed_answer": ["Bob", "Cid"],
+    }  # fmt: skip
+    for part in ("forget01_perturbed", "retain_perturbed", "real_authors_perturbed"):
+        write_json(tmp_path / f"{part}.json", [record | {"question": f"Who wrote Ox {i} of {part}?"} for i in range(6)])
+    part = {"perturbed": True}
+    spec = DataSpec(
+        "tofu", "tofu", str(tmp_path), {"part": "forget01", **part}, {"part": "retain99"},
+        {"retain": {"part": "retain99", **part}, "real_authors": {"part": "real_authors", **part}},
+    )  # fmt: skip
+    material = draw(spec, 5)
+    assert len(material.questions) == 5
+    assert all("forget01" in request.prompt for request in material.requests)
+    assert all("retain" in request.prompt for request in material.retain)
+    found = measured(material, tiny("llama", len(small_tokenizer)), small_tokenizer, "model_utility", "truth_ratio")
+    assert 0 <= found["model_utility"] <= 1
+    assert 0 < found["truth_ratio"] <= 1
+    with pytest.raises(ConfigError, match="no questions with false answers"):
+        Data.load(DataSpec("facts", "embedded", utility={"retain": {}}))
+
+
+@pytest.mark.parametrize("name", ["paper_mcf", "paper_zsre", "paper_mquake", "rwku", "size_sensitivity"])
+def test_the_shipped_studies_fit_files_of_the_true_format(tmp_path: Path, name: str, small_tokenizer) -> None:
+    """All but the weights and the texts of the hub, which a plan does not read."""
+    model = tmp_path / "llama"
+    LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=28, num_attention_heads=2,
+        architectures=["LlamaForCausalLM"], tie_word_embeddings=True,
+    ).save_pretrained(model)  # fmt: skip
+    folder = tmp_path / "RWKU"
+    folder.mkdir()
+    for part in ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2"):
+        write_json(folder / f"{part}.json", rwku_records(part, 60))
+    source = {
+        "paper_mcf": write_json(tmp_path / "multi_counterfact.json", many_counterfact(100)),
+        "paper_zsre": write_json(tmp_path / "zsre_mend_eval.json", zsre_records(100)),
+        "paper_mquake": write_json(tmp_path / "MQuAKE-CF-3k-v2.json", mquake_records(100)),
+        "size_sensitivity": write_json(tmp_path / "many.json", many_counterfact(1000)),
+        "rwku": folder,
+    }[name]
+    study = load_study(ROOT / f"studies/{name}.yaml", [f"model.name={model}"])
+    checkout = framework().edition == "checkout"
+    study = dataclasses.replace(
+        study,
+        datasets=tuple(dataclasses.replace(data, source=str(source)) for data in study.datasets),
+        methods=tuple(method for method in study.methods if checkout or method.label != "AlphaEdit"),
+    )
+    plan = Plan.of(study)
+    per_method = len(study.datasets) * len(study.sizes) * len(study.seeds)
+    assert len({cell.id for cell in plan.cells}) == len(study.methods) * per_method
+    assert len({cell.base for cell in plan.cells}) == per_method
