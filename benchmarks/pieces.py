@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.solve import factor_base, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
-from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.corpora import Corpus, open_corpus
 from zerounlearn.data.packaged import Fact, load_facts, split_facts
 from zerounlearn.data.request import target_ids
 from zerounlearn.demo.smollm2 import fetch_smollm2
@@ -38,7 +38,7 @@ from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams, load_
 from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
 from zerounlearn.model.scores import score
 from zerounlearn.model.tokens import continuation
-from zerounlearn.statistics.collect import Corpus, second_moments
+from zerounlearn.statistics.collect import second_moments
 
 ROOT = Path(__file__).resolve().parents[1]
 # Texts behind C here: every implementation reads the same ones, the plain one six times.

@@ -30,12 +30,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from zerounlearn.core.solve import factor_base, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.files import write_text
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.peak import peak_memory
-from zerounlearn.statistics.collect import Corpus
 
 RESULT = Path(__file__).resolve().parent / "results" / "scaling.json"
 WORDS = 2000

@@ -24,9 +24,10 @@ from torch.testing import assert_close
 from tests.conftest import small_bpe
 from tests.helpers import hparams_for, tiny
 from zerounlearn import cli
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.methods.zerounlearn.method import find_layout
 from zerounlearn.statistics import collect as module
-from zerounlearn.statistics.collect import Corpus, second_moments
+from zerounlearn.statistics.collect import second_moments
 from zerounlearn.statistics.processes import Processes
 
 TEXTS = [f"{'People in Lisbon said so. ' * (i % 5)}In the year {i} the weather was fine." for i in range(600)]

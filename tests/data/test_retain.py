@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import hparams_for
 from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import OTHERS, PER_PROMPT, check_retain_set, draw_retain_set, retain_set
@@ -51,12 +50,12 @@ def test_the_model_proposes_subjects_where_no_fact_has_the_prompt(smollm2) -> No
 def test_by_name(smollm2, tmp_path: Path) -> None:
     model, tokenizer = smollm2
     forget = [Request.of("The capital of {} is", "France", "Paris")]
-    assert retain_set(model, tokenizer, forget, hparams_for([1])) == []
+    assert retain_set(model, tokenizer, forget, "none") == []
     file = tmp_path / "kept.jsonl"
     rows = [{"prompt": "The capital of {} is", "subject": s, "answer": "x"} for s in ("France", "Spain")]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    kept = retain_set(model, tokenizer, forget, hparams_for([1], retain_set=str(file)))
+    kept = retain_set(model, tokenizer, forget, str(file))
     assert [r.prompt for r in kept] == ["The capital of Spain is"], "what is forgotten is not kept"
-    assert len(retain_set(model, tokenizer, forget, hparams_for([1], retain_set="auto"))) > OTHERS
+    assert len(retain_set(model, tokenizer, forget, "auto")) > OTHERS
     with pytest.raises(ConfigError, match=r"retain_set='nowhere.jsonl': expected 'none', 'auto' or a file"):
         check_retain_set("nowhere.jsonl")

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from tests.helpers import tiny
-from zerounlearn.evaluate.questions import Question
+from zerounlearn.data.entry import Question
 from zerounlearn.evaluate.rouge import rouge_l_recall
 from zerounlearn.evaluate.tofu import ask
 from zerounlearn.model.generate import generate

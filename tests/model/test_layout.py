@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from tests.helpers import GPT2, PREFIXES, hparams_for, tiny
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import LayoutError
 from zerounlearn.methods.zerounlearn.method import find_layout
 from zerounlearn.methods.zerounlearn.vectors import optimise
@@ -21,7 +22,7 @@ from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Suffix
 from zerounlearn.model.tape import record
-from zerounlearn.statistics.collect import Corpus, fingerprints, second_moments
+from zerounlearn.statistics.collect import fingerprints, second_moments
 
 KINDS = ["llama", "gpt2"]
 PLACES = ["mixed", "disk", "memory", "checkpoint", "by parent"]

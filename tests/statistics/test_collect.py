@@ -18,13 +18,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import FACTS, GPT2, hparams_for, tiny
-from zerounlearn.data.corpora import check_corpus, open_corpus
+from zerounlearn.data.corpora import Corpus, check_corpus, open_corpus
 from zerounlearn.errors import ConfigError, IllPosedError, OutputError, StatisticsError
 from zerounlearn.methods.zerounlearn.method import find_layout, unlearn
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.statistics import collect as module
-from zerounlearn.statistics.collect import Corpus, auto_batch_tokens, digest, fingerprint, fingerprints, second_moments
+from zerounlearn.statistics.collect import auto_batch_tokens, digest, fingerprint, fingerprints, second_moments
 from zerounlearn.statistics.files import Key, MomentFile, StoredMoments
 from zerounlearn.statistics.processes import Processes
 

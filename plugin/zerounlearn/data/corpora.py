@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from zerounlearn.demo.wikipedia import embedded_statistics_texts
 from zerounlearn.errors import ConfigError, StatisticsError
-from zerounlearn.statistics.collect import Corpus
 
 # The names are EasyEdit's; the configurations are those of its 2026 edition.
 HUB = {
@@ -18,6 +18,14 @@ HUB = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
 }
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Ordinary text. `name` goes into the path of the statistics' cache and must change with the content."""
+
+    name: str
+    texts: Callable[[], Sequence[str]]
 
 
 def check_corpus(name: str) -> None:

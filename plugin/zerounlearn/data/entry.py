@@ -9,6 +9,23 @@ from typing import Protocol
 from zerounlearn.data.fact import Fact
 
 
+@dataclass(frozen=True)
+class Question:
+    """A question that a truth ratio is taken on.
+
+    Attributes:
+        prompt: what is asked.
+        answer: the true answer.
+        paraphrased: the answer in other words, or the same.
+        perturbed: false answers.
+    """
+
+    prompt: str
+    answer: str
+    paraphrased: str
+    perturbed: tuple[str, ...]
+
+
 class Entry(Protocol):
     """One entry of a data set: what is forgotten, or kept, as a whole."""
 

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.fact import load_forget_set
 from zerounlearn.data.packaged import Fact, load_facts
 from zerounlearn.data.request import Request
+from zerounlearn.data.subjects import propose_subjects
 from zerounlearn.errors import ConfigError
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
-from zerounlearn.methods.zerounlearn.contexts import propose_subjects
 
 NONE, AUTO = "none", "auto"
 # Of one kind of prompt, and of prompts of all other kinds together; 400 others kept no more than 100 on SmolLM2.
@@ -36,22 +35,30 @@ def retain_set(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
-    hparams: ZeroUnlearnHyperParams,
+    name: str,
     *,
     held_out: Collection[str] = (),
+    seed: int = 0,
 ) -> list[Request]:
-    """What `hparams.retain_set` stands for; nothing that is itself to be forgotten is in it, and nothing
-    drawn of what is `held_out`.
+    """What the name of a retain set stands for; nothing that is itself to be forgotten is in it.
+
+    Args:
+        model: asked for subjects where the packaged facts have too few of a prompt.
+        tokenizer: the model's.
+        requests: the forget set.
+        name: `none`, `auto` (drawn, see `draw_retain_set`), or a file of facts.
+        held_out: prompts that must not be drawn.
+        seed: of the draw.
 
     Raises:
         ConfigError, RequestError: see `check_retain_set`.
     """
-    if hparams.retain_set == NONE:
+    if name == NONE:
         return []
-    if hparams.retain_set != AUTO:
+    if name != AUTO:
         forgotten = {r.prompt for r in requests}
-        return [r for r in _from_file(hparams.retain_set) if r.prompt not in forgotten]
-    return draw_retain_set(model, tokenizer, requests, load_facts(), held_out=held_out, seed=hparams.seed)
+        return [r for r in _from_file(name) if r.prompt not in forgotten]
+    return draw_retain_set(model, tokenizer, requests, load_facts(), held_out=held_out, seed=seed)
 
 
 def draw_retain_set(

@@ -61,7 +61,7 @@ def apply_zerounlearn_to_model(
         model = deepcopy(model)
     corpus = open_corpus(hparams.mom2_dataset) if hparams.mom2_adjustment else None
     if retain is None:
-        retain = retain_set(model, tok, parsed, hparams)
+        retain = retain_set(model, tok, parsed, hparams.retain_set, seed=hparams.seed)
     outcome = unlearn(model, tok, parsed, hparams, corpus, retain=retain)
     return model, outcome.originals if _gives_back(return_orig_weights, keep_original_weight) else {}
 

@@ -107,7 +107,10 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         layout = layout_of(self.model, self.hparams)
         if retain is None:
             measured = Probes.of(facts, unrelated=unrelated).items()
-            retain = retain_set(self.model, self.tok, forgotten, self.hparams, held_out=[p for p, _ in measured])
+            hp = self.hparams
+            retain = retain_set(
+                self.model, self.tok, forgotten, hp.retain_set, held_out=[p for p, _ in measured], seed=hp.seed
+            )
         probes = Probes.of(facts, retain=retain, unrelated=unrelated)
         prints = {f"weights below layer {i}": p for i, p in fingerprints(layout, self.hparams.layers).items()}
         seconds = {"evaluation": -time.perf_counter()}

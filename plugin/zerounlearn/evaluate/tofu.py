@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.data.entry import Question
 from zerounlearn.evaluate.memorisation import probability, probability_among
-from zerounlearn.evaluate.questions import Question
 from zerounlearn.evaluate.rouge import rouge_l_recall
 from zerounlearn.evaluate.truth import Mean, truth_ratio
 from zerounlearn.model.answers import answer_tokens

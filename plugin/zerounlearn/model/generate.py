@@ -1,4 +1,4 @@
-"""The model's pass: greedy text."""
+"""Text that the model writes: greedy, and sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
-from zerounlearn.model.tokens import encode, filler_id, length_sorted_batches
+from zerounlearn.model.tokens import encode, filler_id, length_sorted_batches, pad
 
 _BATCH_TOKENS = 8192
 
@@ -55,6 +55,45 @@ def generate(
                 end = next((k for k, token in enumerate(new) if token in stops), len(new))
                 found[i] = str(tokenizer.decode(new[:end], skip_special_tokens=True))
     return [found[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    length: int,
+    *,
+    generator: torch.Generator,
+    top_k: int = 5,
+) -> list[list[int]]:
+    """Token ids that continue each row until it has `length` tokens, top-k sampled, all rows in one batch.
+
+    The draw is made on the CPU in float32, so that a seed gives the same choice of ranks on every device.
+    """
+    grown = [list(row) for row in rows]
+    device = input_device(model)
+    ids, mask = pad(grown, filler_id(tokenizer), device)
+    at = mask.sum(1) - 1
+    every = torch.arange(len(grown), device=device)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    while short := [i for i, row in enumerate(grown) if len(row) < length]:
+        output = model(**inputs, attention_mask=mask, use_cache=True)
+        last = output.logits[every, at][short].float().cpu()
+        top = last.softmax(-1).topk(top_k)
+        drawn = torch.multinomial(top.values, 1, generator=generator)
+        for i, token in zip(short, top.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
+            grown[i].append(token)
+        # Finished rows run along; what they are given no longer matters.
+        positions = torch.tensor([len(row) - 1 for row in grown], device=device)
+        inputs = {
+            "input_ids": torch.tensor([row[-1:] for row in grown], device=device),
+            "position_ids": positions[:, None],
+            "past_key_values": output.past_key_values,
+        }
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        at = torch.zeros_like(at)
+    return grown
 
 
 @contextmanager

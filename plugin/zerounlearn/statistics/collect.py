@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.core.moments import SecondMoment
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import IllPosedError, StatisticsError
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.model.hooks import forward_until, frozen, inputs_of
@@ -38,14 +38,6 @@ _CHUNK = 64
 _ROUND = 4
 # The share of free memory that activations may take; others allocate too.
 _MEMORY_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Ordinary text. `name` goes into the cache's path and must change with the content."""
-
-    name: str
-    texts: Callable[[], Sequence[str]]
 
 
 def fingerprint(layout: Layout, layer: int) -> str:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from zerounlearn.data.catalogue import EMBEDDED, load
-from zerounlearn.data.entry import Entry, facts_of
+from zerounlearn.data.entry import Entry, Question, facts_of
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.packaged import load_facts, split_facts
 from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
 from zerounlearn.evaluate.probes import Items, Probes
-from zerounlearn.evaluate.questions import Question
 from zerounlearn.study.spec import DataSpec
 
 _PACKAGED = ("evaluation", "development", "all")

@@ -12,15 +12,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.corpora import Corpus, open_corpus
+from zerounlearn.data.entry import Question
 from zerounlearn.data.fact import Fact
 from zerounlearn.errors import ZeroUnlearnError
 from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_strength, probability
-from zerounlearn.evaluate.questions import Question
 from zerounlearn.model.answers import AnswerTokens, answer_tokens, text_tokens
 from zerounlearn.model.generate import generate
 from zerounlearn.model.scores import perplexity, score
-from zerounlearn.statistics.collect import Corpus
 from zerounlearn.study.material import Material
 from zerounlearn.study.spec import Study
 

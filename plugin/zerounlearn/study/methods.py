@@ -166,7 +166,9 @@ def apply(
     ]
     kept: Sequence[Request] = material.retain if method.spec.retain else []
     if isinstance(hparams, ZeroUnlearnHyperParams) and not method.spec.retain:
-        kept = retain_set(model, tokenizer, material.requests, hparams, held_out=material.asked)
+        kept = retain_set(
+            model, tokenizer, material.requests, hparams.retain_set, held_out=material.asked, seed=hparams.seed
+        )
     remembered = deepcopy(Lineage.of(model))  # what the method learns of the model must not reach the next cell
     edited, originals = table[method.algorithm](
         model, tokenizer, records, hparams, return_orig_weights=True, keep_original_weight=True, retain=kept

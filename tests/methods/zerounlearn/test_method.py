@@ -12,13 +12,14 @@ from torch.testing import assert_close
 from tests import reference as plain
 from tests.helpers import FACTS, GPT2, hparams_for, tiny
 from zerounlearn.core.moments import SecondMoment
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError, ZeroUnlearnError
 from zerounlearn.methods.zerounlearn import method as module
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams
 from zerounlearn.methods.zerounlearn.method import find_layout, unlearn
 from zerounlearn.model.tokens import continuation
-from zerounlearn.statistics.collect import Corpus, second_moments
+from zerounlearn.statistics.collect import second_moments
 
 TEXTS = [f"In the year {i} the weather of France was fine and people in Lisbon said so." for i in range(90)]
 CORPUS = Corpus("tiny", lambda: TEXTS)

@@ -11,11 +11,11 @@ from torch.testing import assert_close
 
 from tests.helpers import FACTS
 from tests.model.test_layout import IDS, hparams, logits, offloaded, plain
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import ConfigError, LayoutError
 from zerounlearn.methods.zerounlearn import method as module
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import layout_of, unlearn
-from zerounlearn.statistics.collect import Corpus
 
 CORPUS = Corpus("tiny", lambda: [f"In the year {i} the weather was fine." for i in range(60)])
 

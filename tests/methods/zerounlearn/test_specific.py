@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from tests import reference as plain
 from tests.helpers import FACTS, hparams_for, tiny
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, OutputError, RequestError
 from zerounlearn.methods.zerounlearn.config import PRESETS, ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.lineage import STATE_FILE, Lineage, Trace
-from zerounlearn.statistics.collect import Corpus
 
 TEXTS = [f"In the year {i} the weather of France was fine and people in Lisbon said so." for i in range(90)]
 CORPUS = Corpus("tiny", lambda: TEXTS)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from zerounlearn.data.entry import Single
+from zerounlearn.data.entry import Question, Single
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.locate import Rule, Span, asked, unknown_subjects
 from zerounlearn.data.records import Hub, Record, Source, read_records
 from zerounlearn.errors import RequestError
-from zerounlearn.evaluate.questions import Question
 
 Part = Literal[
     "full", "forget01", "forget05", "forget10", "retain90", "retain95", "retain99", "real_authors", "world_facts"

@@ -26,6 +26,7 @@ from zerounlearn.core.solve import (
     solve_update,
 )
 from zerounlearn.core.subspace import orthonormal_basis
+from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request, check_requests, target_ids
 from zerounlearn.errors import ConfigError, IllPosedError, RequestError
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
@@ -36,7 +37,7 @@ from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage, Trace
 from zerounlearn.model.tokens import continuation
-from zerounlearn.statistics.collect import Corpus, digest, lineage_kept, second_moments
+from zerounlearn.statistics.collect import digest, lineage_kept, second_moments
 
 log = logging.getLogger(__name__)
 
