@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -11,6 +13,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen3Config,
 )
 
@@ -57,3 +60,22 @@ def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype
         if "norm" not in name and "ln_" not in name:
             parameter.data.mul_(8.0)
     return model.to(dtype).eval()
+
+
+def memorised(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], steps: int = 200) -> PreTrainedModel:
+    """A small decoder that has been trained until it says each text by heart."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(config).train()
+    rows = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        loss = torch.stack([model(input_ids=row, labels=row).loss for row in rows]).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()

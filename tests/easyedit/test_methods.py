@@ -232,7 +232,7 @@ def test_a_run_finds_no_state_of_another_and_leaves_none() -> None:
 def test_the_end_token_survives_tokenising(small_tokenizer: Any) -> None:
     before = small_tokenizer(" <eos>")["input_ids"]
     assert before != [small_tokenizer.eos_token_id]  # the trap
-    ours = tokenizer_for(small_tokenizer, FACTS, "eos", "left")
+    ours = tokenizer_for(small_tokenizer, FACTS, "eos", "left", rows=len(small_tokenizer))
     end = small_tokenizer.eos_token_id
     for request in FACTS:
         assert encode(ours, f"{request.prompt} <eos>") == [*encode(small_tokenizer, request.prompt), end]
@@ -244,7 +244,7 @@ def test_the_end_token_survives_tokenising(small_tokenizer: Any) -> None:
 
     lonely = copy.deepcopy(small_tokenizer)  # like GPT-2's, whose one special token is everything
     lonely.bos_token = lonely.unk_token = lonely.pad_token = "<eos>"
-    ours = tokenizer_for(lonely, FACTS, "eos", "right")
+    ours = tokenizer_for(lonely, FACTS, "eos", "right", rows=len(lonely))
     assert end not in (ours.bos_token_id, ours.unk_token_id, ours.pad_token_id)
     assert ours.eos_token_id == end
     prompts = {token for request in FACTS for token in encode(lonely, request.prompt)}

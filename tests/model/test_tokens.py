@@ -29,6 +29,9 @@ class _WithoutOffsets:
     def __call__(self, text, **kwargs):
         return self.tokenizer(text, **kwargs)
 
+    def decode(self, ids, **kwargs):
+        return self.tokenizer.decode(ids, **kwargs)
+
 
 @pytest.fixture(params=["plain", "bos", "smollm2", "no offsets"])
 def tokenizer(request, smollm2_tokenizer):

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.errors import RequestError
-from zerounlearn.model.tokens import continuation
+from zerounlearn.model.tokens import Query, continuation
 
 EOS, PAD = "eos", "pad"
 
@@ -22,9 +22,10 @@ class Request:
     Attributes:
         before: the prompt up to the subject.
         subject: the subject as it stands in the prompt.
-        after: the rest of the prompt; the answer follows after one space.
+        after: the rest of the prompt.
         answer: the sensitive answer, without surrounding space.
         neutral: the neutral target: `eos`, `pad`, or a text; None takes the run's.
+        joint: what stands between prompt and answer; None for `joint_of`.
     """
 
     before: str
@@ -32,6 +33,7 @@ class Request:
     after: str
     answer: str
     neutral: str | None = None
+    joint: str | None = None
 
     @classmethod
     def of(
@@ -80,6 +82,11 @@ class Request:
         return f"{self.before}{self.subject}{self.after}"
 
     @property
+    def query(self) -> Query:
+        """The prompt with the sensitive answer."""
+        return Query(self.prompt, self.answer, self.joint)
+
+    @property
     def subject_span(self) -> tuple[int, int]:
         """Character offsets of the subject in `prompt`."""
         return len(self.before), len(self.before) + len(self.subject)
@@ -122,7 +129,7 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, request: Request, neutral_tar
         raise RequestError(
             f"request {request.prompt!r}: the sensitive answer {request.answer!r} equals the neutral target"
         )
-    return continuation(tokenizer, request.prompt, neutral.strip())
+    return continuation(tokenizer, request.prompt, neutral.strip(), request.joint)
 
 
 def from_easyedit(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Request]:

@@ -32,6 +32,7 @@ from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import find_layout
 from zerounlearn.model.snapshot import Snapshot
+from zerounlearn.model.tokens import embedding_rows
 from zerounlearn.statistics.collect import second_moments
 from zerounlearn.statistics.files import StoredMoments
 
@@ -91,7 +92,7 @@ def apply(
     hparams = _adapted(hparams, model, len(requests))
     names = check(hparams, model)
     side = "left" if getattr(hparams, "objective_optimization", "") == "target_new" else method.side
-    ours = tokenizer_for(tokenizer, requests, neutral, side)
+    ours = tokenizer_for(tokenizer, requests, neutral, side, rows=embedding_rows(model))
     # PMET leaves the space out except for GPT models.
     space = hparams.alg_name == "PMET" and "gpt" not in str(model.name_or_path).lower()
     records = to_easyedit(tokenizer, requests, neutral, template=method.template, space=space)

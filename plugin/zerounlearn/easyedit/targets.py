@@ -20,9 +20,16 @@ from zerounlearn.model.tokens import encode
 
 
 def tokenizer_for(
-    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], neutral: str, padding_side: str
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], neutral: str, padding_side: str, *, rows: int
 ) -> PreTrainedTokenizerBase:
     """A copy of `tokenizer` that swallows the space before the neutral target and pads with another token.
+
+    Args:
+        tokenizer: the model's; it is not changed.
+        requests: the forget set.
+        neutral: the run's neutral target.
+        padding_side: that the method counts on.
+        rows: ids that the model's embedding knows.
 
     Raises:
         RequestError: some request's target would still become other tokens than its own.
@@ -35,7 +42,7 @@ def tokenizer_for(
                         special_tokens=True)  # fmt: skip
     avoided = named | {tokenizer.eos_token_id}
     # FT masks a target's padding by the unknown token, and others drop that and the BOS token from a target's front.
-    ours.pad_token = ours.unk_token = spare = _spelling(tokenizer, _spare(tokenizer, requests, avoided))
+    ours.pad_token = ours.unk_token = spare = _spelling(tokenizer, _spare(tokenizer, requests, avoided, rows))
     if ours.bos_token_id in avoided:
         ours.bos_token = spare
     for request in requests:
@@ -44,8 +51,8 @@ def tokenizer_for(
         alone = list(ours(f" {text}", add_special_tokens=False)["input_ids"])
         if encode(ours, f"{request.prompt} {text}") != front + wanted or alone != wanted:
             raise RequestError(
-                f"request {request.prompt!r}: EasyEdit would tokenise the neutral target {text!r} as {alone}, not "
-                f"{wanted}: choose another neutral target"
+                f"request {request.prompt!r}: EasyEdit puts a space before the neutral target {text!r} and would "
+                f"tokenise it as {alone}, not {wanted}: end the prompt in a word, or choose another neutral target"
             )
     return ours
 
@@ -105,8 +112,8 @@ def _spelling(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return str(tokenizer.convert_ids_to_tokens(token))
 
 
-def _spare(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], avoided: set[int]) -> int:
-    """A token that no request contains, a special one if there is any."""
+def _spare(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], avoided: set[int], rows: int) -> int:
+    """A token of the model's that no request contains, a special one if there is any."""
     used = avoided | {token for request in requests for token in encode(tokenizer, request.prompt)}
-    special = [token for token in tokenizer.all_special_ids if token not in used]
-    return special[0] if special else next(i for i in reversed(range(len(tokenizer))) if i not in used)
+    special = [token for token in tokenizer.all_special_ids if token not in used and token < rows]
+    return special[0] if special else next(i for i in reversed(range(min(len(tokenizer), rows))) if i not in used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,17 @@ from zerounlearn.errors import RequestError
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
 from zerounlearn.model.memory import good_positions, good_tokens
-from zerounlearn.model.tokens import continuation, encode, filler_id, length_sorted_batches, pad
+from zerounlearn.model.tokens import (
+    Queries,
+    Query,
+    check_ids,
+    continuation,
+    decided_joint,
+    encode,
+    filler_id,
+    length_sorted_batches,
+    pad,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class AnswerTokens:
 def answer_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[tuple[str, str]],
+    items: Queries,
     *,
     moments: bool = False,
     end: bool = False,
@@ -49,8 +60,8 @@ def answer_tokens(
 
     Args:
         model: any causal language model, left as it was.
-        tokenizer: its tokenizer; the answer follows the prompt after one space.
-        items: the pairs.
+        tokenizer: its tokenizer.
+        items: the pairs; see `Query` for what stands between prompt and answer.
         moments: give `mean` and `sd` too.
         end: count the end-of-text token as the answer's last, as TOFU's own evaluation does.
         batch_tokens: padded tokens in a batch; by default what suits the device.
@@ -59,10 +70,11 @@ def answer_tokens(
         RequestError: a prompt or an answer has no tokens, or `end` is asked of a tokenizer without an end token.
     """
     prompts, answers = [], []
-    for prompt, answer in items:
-        before, target = encode(tokenizer, prompt), continuation(tokenizer, prompt, answer) if answer.strip() else []
+    for query in itertools.starmap(Query, items):
+        before = encode(tokenizer, query.prompt)
+        target = continuation(tokenizer, *query) if query.answer.strip() else []
         if not before or not target:
-            raise RequestError(f"the {'answer' if before else 'prompt'} of {(prompt, answer)!r} has no tokens")
+            raise RequestError(f"the {'answer' if before else 'prompt'} of {query[:2]!r} has no tokens")
         if end:
             if tokenizer.eos_token_id is None:
                 raise RequestError("end=True: this tokenizer has no end-of-text token")
@@ -70,6 +82,28 @@ def answer_tokens(
         prompts.append(before)
         answers.append(target)
     return _tokens(model, tokenizer, prompts, answers, moments, batch_tokens)
+
+
+def resolve_joints(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Queries) -> list[Query]:
+    """The queries, each with what stands between its prompt and its answer, in their order.
+
+    Where the text leaves a doubt (a colon before a word, one script before another), it is what the model would write
+    itself: of nothing and one space, the one under which the whole answer is the more probable. Ask the model that
+    has not been edited, once, and measure all later ones by the same.
+
+    Raises:
+        RequestError: see `answer_tokens`.
+    """
+    resolved = [
+        q._replace(joint=decided_joint(q.prompt, q.answer) if q.joint is None else q.joint)
+        for q in itertools.starmap(Query, queries)
+    ]
+    doubtful = [i for i, query in enumerate(resolved) if query.joint is None]
+    candidates = [resolved[i]._replace(joint=joint) for i in doubtful for joint in ("", " ")]
+    log_ps = [float(tokens.log_p.sum()) for tokens in answer_tokens(model, tokenizer, candidates)]
+    for i, closed, spaced in zip(doubtful, log_ps[::2], log_ps[1::2], strict=True):
+        resolved[i] = resolved[i]._replace(joint="" if closed > spaced else " ")
+    return resolved
 
 
 def text_tokens(
@@ -104,12 +138,13 @@ def _tokens(
     batch_tokens: int | None,
 ) -> list[AnswerTokens]:
     rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
+    check_ids(model, [p + a for p, a in zip(prompts, answers, strict=True)])
     found: dict[int, AnswerTokens] = {}
     batch_tokens = batch_tokens or good_tokens(input_device(model))
     with frozen(model):
         for batch in length_sorted_batches([len(row) for row in rows], batch_tokens):
             at = [(j, len(prompts[i]) - 1 + k) for j, i in enumerate(batch) for k in range(len(answers[i]))]
-            ids, mask = pad([rows[i] for i in batch], filler_id(tokenizer), input_device(model))
+            ids, mask = pad([rows[i] for i in batch], filler_id(tokenizer, model), input_device(model))
             logits = _logits_at(model, ids, mask, torch.tensor(at))
             wanted = torch.tensor([t for i in batch for t in answers[i]], device=logits.device)
             columns = _reduce(logits, wanted, moments)

@@ -39,7 +39,7 @@ def generate(
         batch_tokens: prompt and new tokens in a batch, padding included.
     """
     rows = [encode(tokenizer, prompt) for prompt in prompts]
-    device, filler = input_device(model), filler_id(tokenizer)
+    device, filler = input_device(model), filler_id(tokenizer, model)
     found: dict[int, str] = {}
     generator: Any = model  # its mixins are too dynamic for a type checker
     with frozen(model), _greedy(model, tokenizer, tokens, filler) as stops:
@@ -73,7 +73,7 @@ def sample(
     """
     grown = [list(row) for row in rows]
     device = input_device(model)
-    ids, mask = pad(grown, filler_id(tokenizer), device)
+    ids, mask = pad(grown, filler_id(tokenizer, model), device)
     at = mask.sum(1) - 1
     every = torch.arange(len(grown), device=device)
     inputs: dict[str, Any] = {"input_ids": ids}

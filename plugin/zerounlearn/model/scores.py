@@ -31,8 +31,8 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Seq
 
     The vocabulary projection runs at the answer's positions only.
     """
-    prompts = [encode(tokenizer, prompt) for prompt, _ in items]
-    answers = [continuation(tokenizer, prompt, answer) for prompt, answer in items]
+    prompts = [encode(tokenizer, prompt) for prompt, *_ in items]
+    answers = [continuation(tokenizer, *item) for item in items]
     rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
     found: dict[int, Score] = {}
     with frozen(model):
@@ -113,7 +113,7 @@ def completions(
 
 def _hidden(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Tensor:
     """Final hidden states (n, longest, d), after the last norm, of right-padded rows."""
-    ids, mask = pad(rows, filler_id(tokenizer), input_device(model))
+    ids, mask = pad(rows, filler_id(tokenizer, model), input_device(model))
     output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden

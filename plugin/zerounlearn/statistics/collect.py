@@ -295,7 +295,7 @@ class _Pass:
         self.layout, self.tokenizer = layout, tokenizer
         self.projections = {layer: layout.projections[layer] for layer in layers}
         self.precision = cast(torch.dtype, getattr(torch, hparams.mom2_dtype))
-        self.filler = filler_id(tokenizer)
+        self.filler = filler_id(tokenizer, layout.model)
         self.parts = {layer: _nothing(layout, layer) for layer in layers}
         limit = getattr(layout.model.config, "max_position_embeddings", None) or 10**9
         self.longest = min(hparams.stats_max_length, limit)

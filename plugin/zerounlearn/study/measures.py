@@ -20,6 +20,7 @@ from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_str
 from zerounlearn.model.answers import AnswerTokens, answer_tokens, text_tokens
 from zerounlearn.model.generate import generate
 from zerounlearn.model.scores import perplexity, score
+from zerounlearn.model.tokens import Query
 from zerounlearn.study.material import Material
 from zerounlearn.study.spec import Study
 
@@ -194,7 +195,10 @@ def _membership(
     """
     from zerounlearn.evaluate.membership import auc, loss, min_k, min_k_plus_plus, zlib_ratio
 
-    texts = [f"{q.prompt} {q.answer}" for q in questions], [f"{q.prompt} {a}" for q in questions for a in q.perturbed]
+    texts = (
+        [Query(q.prompt, q.answer).text for q in questions],
+        [Query(q.prompt, a).text for q in questions for a in q.perturbed],
+    )
     tokens = iter(text_tokens(model, tokenizer, [*texts[0], *texts[1]]))
     scored: list[dict[str, list[float]]] = []
     for side in texts:
@@ -240,7 +244,7 @@ def _written(
 def _statements(fact: Fact) -> list[str]:
     """What the draw knows of the fact's subject, as sentences."""
     asked = [(prompt, fact.request.answer) for prompt in (fact.request.prompt, *fact.paraphrases)]
-    return [f"{prompt} {answer}" for prompt, answer in (*asked, *fact.others)]
+    return [Query(*pair).text for pair in (*asked, *fact.others)]
 
 
 def _utility(

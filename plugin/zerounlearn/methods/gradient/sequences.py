@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.model.hooks import first_tensor, forward_until
 from zerounlearn.model.layout import input_device
-from zerounlearn.model.tokens import encode, filler_id, pad
+from zerounlearn.model.tokens import check_ids, encode, filler_id, pad
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class Reader:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
         self.head: nn.Module = model.get_output_embeddings()
-        self._filler = filler_id(tokenizer)
+        self._filler = filler_id(tokenizer, model)
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor | bool]:
         # The last token is only ever predicted.
+        check_ids(self.model, [sample.ids for sample in samples])
         ids, mask = pad([sample.ids[:-1] for sample in samples], self._filler, input_device(self.model))
         return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
 

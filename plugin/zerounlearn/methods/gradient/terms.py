@@ -44,7 +44,7 @@ class Term:
 
 def answer_samples(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> list[Sample]:
     """Each request's prompt with its answer."""
-    return [Sample.of(tokenizer, r.prompt, continuation(tokenizer, r.prompt, r.answer)) for r in requests]
+    return [Sample.of(tokenizer, r.prompt, continuation(tokenizer, *r.query)) for r in requests]
 
 
 def forget_term(

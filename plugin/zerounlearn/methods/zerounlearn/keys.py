@@ -45,7 +45,7 @@ class Walk:
         self.hidden: list[Tensor] = []
         first, last = self.layers[0], self.layers[-1]
         for batch in self.batches:
-            padded, mask = pad([rows[i] for i in batch], filler_id(tokenizer), layout.device)
+            padded, mask = pad([rows[i] for i in batch], filler_id(tokenizer, layout.model), layout.device)
             tape = record(layout, padded, mask, replayed=range(first, last + 1), inputs=[first])
             self.tapes.append(tape)
             self.hidden.append(tape.inputs.pop(first))

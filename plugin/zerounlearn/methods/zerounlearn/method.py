@@ -36,7 +36,7 @@ from zerounlearn.methods.zerounlearn.vectors import Problem, Solution, optimise
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage, Trace
-from zerounlearn.model.tokens import continuation
+from zerounlearn.model.tokens import check_ids, continuation, encode
 from zerounlearn.statistics.collect import digest, lineage_kept, second_moments
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,7 @@ def unlearn(
         )
     layout = layout_of(model, hparams)
     neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
+    check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
     outcome = Outcome({})
     clock = _Clock(outcome.seconds)
     with (
@@ -355,7 +356,7 @@ def _vectors(
     last = hparams.layers[-1]
     if hparams.z_objective == "suppress":
         weight = hparams.suppress_weight
-        first = [tuple(continuation(tokenizer, r.prompt, r.answer)[:1]) for r in requests]
+        first = [tuple(continuation(tokenizer, *r.query)[:1]) for r in requests]
         problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, first, strict=True)]
     else:
         problems = [Problem(r, t, last, "block") for r, t in zip(requests, neutral, strict=True)]
@@ -373,7 +374,7 @@ def _vectors(
 def _sensitive_problems(
     tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], layers: Sequence[int]
 ) -> list[Problem]:
-    answers = [tuple(continuation(tokenizer, r.prompt, r.answer)) for r in requests]
+    answers = [tuple(continuation(tokenizer, *r.query)) for r in requests]
     return [Problem(r, t, layer, "projection") for layer in layers for r, t in zip(requests, answers, strict=True)]
 
 

@@ -107,7 +107,7 @@ def _optimise_chunk(
 ) -> Solution:
     rows = build(tokenizer, problems, prefixes, hparams)
     sequences, sequence_of = distinct(row.ids for row in rows)
-    ids, mask = pad(sequences, filler_id(tokenizer), layout.device)
+    ids, mask = pad(sequences, filler_id(tokenizer, layout.model), layout.device)
     depth = len(layout.blocks)
     lowest = min(p.layer for p in problems)
     tape = record(
