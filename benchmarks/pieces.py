@@ -36,7 +36,7 @@ from zerounlearn.methods.zerounlearn import method as algorithm
 from zerounlearn.methods.zerounlearn.batches import build, distinct
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams, load_hparams
 from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
-from zerounlearn.model.scores import score
+from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import continuation
 from zerounlearn.statistics.collect import second_moments
 

@@ -40,7 +40,7 @@ from zerounlearn.files import write_text
 from zerounlearn.methods.zerounlearn.config import PRESETS, load_hparams
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.lineage import Lineage
-from zerounlearn.model.scores import perplexity
+from zerounlearn.evaluate.perplexity import perplexity
 from zerounlearn.report.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def group(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Se
     drawn = draw(split, n, seed)
 
     def measured() -> dict[str, float]:
-        return drawn.probes.measure(model, tokenizer) | {"ppl": perplexity(model, tokenizer, texts, progress=False)}
+        return drawn.probes.measure(model, tokenizer) | {"ppl": perplexity(model, tokenizer, texts)}
 
     def hparams(name: str, *changes: str) -> Any:
         fixed = [f"model_name={fetch_smollm2(ROOT / 'models' / 'llama-smollm2-135m')}", f"seed={seed}"]

@@ -12,7 +12,7 @@ import torch
 from zerounlearn.data.packaged import load_facts, split_facts
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.easyedit import ZeroUnlearnEditor, ZeroUnlearnHyperParams
-from zerounlearn.model.scores import score
+from zerounlearn.model.answers import score
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import zerounlearn.easyedit  # registers the method, which the tests below rely on
 from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.easyedit import ZeroUnlearnEditor
 from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
@@ -18,6 +21,7 @@ from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, load_hparams
 from zerounlearn.methods.zerounlearn.method import unlearn
+from zerounlearn.model.answers import score
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = [
@@ -223,6 +227,23 @@ def test_a_neutral_text_is_what_the_model_is_moved_to(hp, smollm2) -> None:
             for name, value in before.items():
                 model.get_parameter(name).copy_(value)
     assert rise[0] > rise[1] + 1.0
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_is_said_is_what_easyedits_own_metric_counts(hp, smollm2, side: str) -> None:
+    """One prompt a call: batched, the framework's slices depend on the padding side."""
+    model, tokenizer = smollm2
+    tokenizer.padding_side = side
+    evaluate = importlib.import_module(f"{framework().module.__name__}.evaluate.evaluate")
+    facts = load_facts()[::24]
+    pairs = [(fact.text, answer) for fact in facts for answer in (fact.answer, facts[0].answer)]
+    verdicts = [s.said for s in score(model, tokenizer, pairs)]
+    for (prompt, answer), said in zip(pairs, verdicts, strict=True):
+        record = {"prompt": prompt, "target_new": answer, "ground_truth": answer}
+        quality = evaluate.compute_edit_quality(model, "", hp, tokenizer, record, "cpu")
+        [accuracy] = np.atleast_1d(quality["rewrite_acc"])
+        assert said == (accuracy == 1.0), (prompt, answer)
+    assert 5 < sum(verdicts) < len(verdicts) - 5
 
 
 def test_an_evaluation_that_is_interrupted_leaves_the_model_as_it_was(hp, smollm2, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from tests.conftest import SENTENCES
 from tests.helpers import FACTS, tiny
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, FrameworkError, IllPosedError, RequestError
-from zerounlearn.model.scores import score
+from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import encode
 
 pytest.importorskip(

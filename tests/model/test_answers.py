@@ -8,7 +8,7 @@ import torch
 from tests.helpers import tiny
 from zerounlearn.errors import RequestError
 from zerounlearn.model import answers
-from zerounlearn.model.answers import answer_tokens, text_tokens
+from zerounlearn.model.answers import answer_tokens, logits_at, score, text_tokens
 
 ITEMS = [
     ("The capital of France is", "Paris"),
@@ -98,3 +98,38 @@ def test_nothing_to_score_is_named(small_tokenizer, items: list[tuple[str, str]]
     assert message in str(caught.value)
     with pytest.raises(RequestError, match="at least two"):
         text_tokens(model, small_tokenizer, ["a"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_score_is_of_the_logits_that_the_model_itself_gives(small_tokenizer, side: str) -> None:
+    model = tiny("gemma2", len(small_tokenizer))
+    model.config.final_logit_softcapping = 2.0
+    was, small_tokenizer.padding_side = small_tokenizer.padding_side, side
+    try:
+        found = score(model, small_tokenizer, ITEMS)
+    finally:
+        small_tokenizer.padding_side = was
+    for (prompt, answer), scored in zip(ITEMS, found, strict=True):
+        before, target = (small_tokenizer(t)["input_ids"] for t in (prompt, f" {answer}"))
+        inputs = torch.tensor([before + target])
+        with torch.no_grad():
+            logits = model(input_ids=inputs).logits[0, len(before) - 1 : -1]
+            uncapped = model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state)
+        p = logits.softmax(-1).gather(-1, torch.tensor(target)[:, None]).prod()
+        assert scored.probability == pytest.approx(float(p), rel=1e-4, abs=0)
+        assert scored.said == (logits.argmax(-1).tolist() == target)
+        of_the_head = uncapped[0, len(before) - 1 : -1].softmax(-1).gather(-1, torch.tensor(target)[:, None]).prod()
+        assert scored.probability != pytest.approx(float(of_the_head), rel=0.1, abs=0)
+
+
+def test_logits_at_places_have_the_gradients_of_the_whole_pass(small_tokenizer) -> None:
+    model = tiny("gemma2", len(small_tokenizer))
+    ids, at = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([[0, 1], [0, 3], [1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+    gradients = []
+    for logits in (logits_at(model, ids, mask, at), model(input_ids=ids, attention_mask=mask).logits[at.T[0], at.T[1]]):
+        [gradient] = torch.autograd.grad(logits.log_softmax(-1)[:, 3].sum(), weight)
+        gradients.append(gradient)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)

@@ -12,8 +12,8 @@ from tests.helpers import tiny
 from zerounlearn.data.entry import Question
 from zerounlearn.evaluate.rouge import rouge_l_recall
 from zerounlearn.evaluate.tofu import ask
+from zerounlearn.model.answers import score
 from zerounlearn.model.generate import generate
-from zerounlearn.model.scores import score
 
 PROMPTS = ["The capital of France is", "War and Peace was written by Leo", "You", "Because I said so. The weather"]
 
@@ -56,6 +56,14 @@ def test_text_ends_at_an_end_token(small_tokenizer) -> None:
     model.generation_config = GenerationConfig(eos_token_id=[end])
     expected = [small_tokenizer.decode(row) for row in (ids[:2], others)]
     assert generate(model, small_tokenizer, PROMPTS[:2], tokens=9) == expected
+
+
+def test_the_end_token_is_shown_on_demand(small_tokenizer) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    ids = plain(model, small_tokenizer, PROMPTS[0], 9)
+    model.generation_config = GenerationConfig(eos_token_id=[ids[2]])
+    assert generate(model, small_tokenizer, PROMPTS[:1], tokens=9, special=True) == [small_tokenizer.decode(ids[:3])]
+    assert generate(model, small_tokenizer, PROMPTS[:1], tokens=2, special=True) == [small_tokenizer.decode(ids[:2])]
 
 
 def test_tofus_numbers_are_those_of_separate_passes(small_tokenizer) -> None:

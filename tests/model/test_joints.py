@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import SENTENCES, small_bpe
 from tests.helpers import memorised, tiny
 from zerounlearn.errors import ConfigError
-from zerounlearn.model.answers import answer_tokens, resolve_joints
+from zerounlearn.model.answers import answer_tokens, resolve_joints, score
 from zerounlearn.model.generate import generate
-from zerounlearn.model.scores import score
 from zerounlearn.model.tokens import (
     Query,
     check_ids,

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data import fact as forget_set
 from zerounlearn.data.request import Request
 from zerounlearn.errors import AssetError, RequestError
-from zerounlearn.model.scores import score
+from zerounlearn.model.answers import score
 
 # One fact in this many is for development.
 BLOCK = 3

@@ -6,11 +6,9 @@ import importlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from zerounlearn.data.corpora import check_corpus, open_corpus
@@ -19,19 +17,19 @@ from zerounlearn.data.request import Request
 from zerounlearn.data.retain import check_retain_set, retain_set
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
+from zerounlearn.evaluate.perplexity import perplexity
 from zerounlearn.evaluate.probes import Probes
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import layout_of, unlearn
-from zerounlearn.model.layout import input_device
+from zerounlearn.model.answers import score
+from zerounlearn.model.generate import generate
 from zerounlearn.model.lineage import Lineage
-from zerounlearn.model.scores import completions, perplexity, score
 from zerounlearn.report.run import FactReport, Measured, Phase, Report, environment
 from zerounlearn.statistics.collect import fingerprints
 
 log = logging.getLogger(__name__)
 
 _editor: Any = importlib.import_module(f"{framework().module.__name__}.editors.editor")
-_evaluate: Any = importlib.import_module(f"{framework().module.__name__}.evaluate.evaluate")
 
 # The substrings by which each edition's BaseEditor picks a loader for decoders.
 DISPATCH = {
@@ -167,14 +165,14 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
     def _measure(
         self, facts: Sequence[Fact], probes: Probes, held_out: Sequence[str] | None, tokens: int, phase: str
     ) -> tuple[list[Measured], Phase]:
-        """EasyEdit's own metric on every prompt, our probabilities beside it, and perplexity."""
+        """Whether each prompt's answer is said, as EasyEdit's metric counts it, its probability, and perplexity."""
         own = [(p, f.request.answer) for f in facts for p in (f.request.prompt, *f.paraphrases)]
         others = [pair for f in facts for pair in (*f.neighbours, *f.others)]
         pairs = list(dict.fromkeys([*own, *others, *probes.items()]))
-        said = [self._says(*pair) for pair in tqdm(pairs, desc=f"evaluation {phase}", unit="prompt", disable=None)]
+        log.info("evaluation %s: %d prompts", phase, len(pairs))
         scores = score(self.model, self.tok, pairs)
-        verdicts = {pair: (hit, s.probability) for pair, hit, s in zip(pairs, said, scores, strict=True)}
-        texts = completions(self.model, self.tok, [f.request.prompt for f in facts])
+        verdicts = {pair: (s.said, s.probability) for pair, s in zip(pairs, scores, strict=True)}
+        texts = generate(self.model, self.tok, [f.request.prompt for f in facts], tokens=8, special=True)
         measured = [
             Measured(
                 verdicts[fact.request.prompt, fact.request.answer],
@@ -187,19 +185,3 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         ]
         ppl = perplexity(self.model, self.tok, held_out, tokens=tokens) if held_out else None
         return measured, Phase(**probes.means(verdicts), ppl=ppl)
-
-    def _says(self, prompt: str, answer: str) -> bool:
-        """Whether EasyEdit's teacher-forced accuracy of the answer is 1.
-
-        The metric scores `target_new`; an unlearning study scores the sensitive answer, so it goes there. One
-        prompt a call: batched, the metric's slices depend on the padding side.
-        """
-        hparams = copy(self.hparams)
-        hparams.max_length = max(hparams.max_length, 512)  # the 2023 edition cuts prompts at this length
-        record = {"prompt": prompt, "target_new": answer, "ground_truth": answer}
-        quality = _evaluate.compute_edit_quality(
-            self.model, self.model_name if isinstance(self.model_name, str) else "", hparams, self.tok, record,
-            str(input_device(self.model)),
-        )  # fmt: skip
-        accuracy = quality["rewrite_acc"]
-        return bool((accuracy[0] if isinstance(accuracy, list) else accuracy) == 1.0)

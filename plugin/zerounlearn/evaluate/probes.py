@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
-from zerounlearn.model.scores import score
+from zerounlearn.model.answers import score
 
 Items = tuple[tuple[str, str], ...]
 """(prompt, answer) pairs."""

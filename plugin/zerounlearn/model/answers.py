@@ -1,9 +1,13 @@
-"""The model's pass: log-probabilities of answers, token by token."""
+"""The one teacher-forced pass: what a model gives each token of a text, and whether it says an answer.
+
+The pass goes through the model itself, so that whatever it does to its logits (soft-capping, scaling) is in them.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.errors import RequestError
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
-from zerounlearn.model.memory import good_positions, good_tokens
+from zerounlearn.model.memory import good_positions, good_tokens, most_positions
 from zerounlearn.model.tokens import (
     Queries,
     Query,
@@ -45,6 +49,27 @@ class AnswerTokens:
     hit: Tensor
     mean: Tensor | None = None
     sd: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One prompt and answer: whether every answer token is the arg-max, and the answer's probability."""
+
+    said: bool
+    probability: float
+
+
+def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Queries) -> list[Score]:
+    """Teacher-forced scores of prompts with their answers, in their order.
+
+    `said` is EasyEdit's accuracy of a rewrite at 1 (`compute_edit_quality`), without its slices that depend on the
+    padding side.
+
+    Raises:
+        RequestError: see `answer_tokens`.
+    """
+    tokens = answer_tokens(model, tokenizer, items)
+    return [Score(bool(t.hit.all()), math.exp(float(t.log_p.double().sum()))) for t in tokens]
 
 
 def answer_tokens(
@@ -125,6 +150,18 @@ def text_tokens(
             raise RequestError(
                 f"the text {text!r} has {len(row)} tokens: expected at least two, one to predict the other"
             )
+    return id_tokens(model, tokenizer, rows, moments=moments, batch_tokens=batch_tokens)
+
+
+def id_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    moments: bool = False,
+    batch_tokens: int | None = None,
+) -> list[AnswerTokens]:
+    """Tokens of rows of ids, of two each at least, but the first of each, which nothing predicts."""
     return _tokens(model, tokenizer, [r[:1] for r in rows], [r[1:] for r in rows], moments, batch_tokens)
 
 
@@ -137,15 +174,16 @@ def _tokens(
     moments: bool,
     batch_tokens: int | None,
 ) -> list[AnswerTokens]:
-    rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
     check_ids(model, [p + a for p, a in zip(prompts, answers, strict=True)])
+    rows = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
     found: dict[int, AnswerTokens] = {}
     batch_tokens = batch_tokens or good_tokens(input_device(model))
     with frozen(model):
-        for batch in length_sorted_batches([len(row) for row in rows], batch_tokens):
+        most = most_positions(input_device(model), model.config.get_text_config().vocab_size)
+        for batch in _few_positions(length_sorted_batches([len(row) for row in rows], batch_tokens), answers, most):
             at = [(j, len(prompts[i]) - 1 + k) for j, i in enumerate(batch) for k in range(len(answers[i]))]
             ids, mask = pad([rows[i] for i in batch], filler_id(tokenizer, model), input_device(model))
-            logits = _logits_at(model, ids, mask, torch.tensor(at))
+            logits = logits_at(model, ids, mask, torch.tensor(at))
             wanted = torch.tensor([t for i in batch for t in answers[i]], device=logits.device)
             columns = _reduce(logits, wanted, moments)
             sizes = [len(answers[i]) for i in batch]
@@ -154,11 +192,29 @@ def _tokens(
     return [found[i] for i in range(len(rows))]
 
 
-def _logits_at(model: PreTrainedModel, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
-    """Logits (k, v) at k places (row, position), in the model's dtype.
+def _few_positions(batches: Sequence[list[int]], answers: Sequence[list[int]], most: int) -> Iterator[list[int]]:
+    """The batches, cut where they would need logits at more than `most` positions."""
+    for batch in batches:
+        part: list[int] = []
+        for i in batch:
+            if part and sum(len(answers[j]) for j in part) + len(answers[i]) > most:
+                yield part
+                part = []
+            part.append(i)
+        yield part
+
+
+def logits_at(model: PreTrainedModel, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+    """Logits (k, v) at k places (row, position), in the model's dtype and with its gradients where they are on.
 
     The head is given the hidden states of those places alone; what the model does to its logits afterwards
     (soft-capping, scaling) is left to the model, which does it element by element.
+
+    Args:
+        model: any causal language model.
+        ids: right-padded token ids (n, t), int64.
+        mask: 1 where there is a token (n, t).
+        at: rows and positions (k, 2), int64.
     """
     head = model.get_output_embeddings()
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
-from zerounlearn.model.tokens import encode, filler_id, length_sorted_batches, pad
+from zerounlearn.model.tokens import check_ids, encode, filler_id, length_sorted_batches, pad
 
 _BATCH_TOKENS = 8192
 
@@ -24,11 +24,11 @@ def generate(
     prompts: Sequence[str],
     *,
     tokens: int = 200,
+    special: bool = False,
     batch_tokens: int = _BATCH_TOKENS,
 ) -> list[str]:
-    """Greedy continuations in the prompts' order, special tokens left out, cut at the first end-of-text token.
+    """Greedy continuations in the prompts' order, with a key-value cache, up to the first end-of-text token.
 
-    With a key-value cache, for texts of some length; `zerounlearn.model.scores.completions` is for a few tokens.
     The model's own generation settings (temperature, repetition penalty) play no part, its end tokens do.
 
     Args:
@@ -36,9 +36,14 @@ def generate(
         tokenizer: its tokenizer, whose padding side plays no part.
         prompts: with at least one token each.
         tokens: at most so many new ones; TOFU generates 200, RWKU 30.
+        special: show special tokens, the end-of-text token that ends the text among them.
         batch_tokens: prompt and new tokens in a batch, padding included.
+
+    Raises:
+        ConfigError: the tokenizer knows a token that the model does not.
     """
     rows = [encode(tokenizer, prompt) for prompt in prompts]
+    check_ids(model, rows)
     device, filler = input_device(model), filler_id(tokenizer, model)
     found: dict[int, str] = {}
     generator: Any = model  # its mixins are too dynamic for a type checker
@@ -53,7 +58,7 @@ def generate(
             output: Tensor = generator.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
             for i, new in zip(batch, output[:, longest:].tolist(), strict=True):
                 end = next((k for k, token in enumerate(new) if token in stops), len(new))
-                found[i] = str(tokenizer.decode(new[:end], skip_special_tokens=True))
+                found[i] = str(tokenizer.decode(new[: end + special], skip_special_tokens=not special))
     return [found[i] for i in range(len(rows))]
 
 

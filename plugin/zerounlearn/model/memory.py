@@ -23,6 +23,11 @@ def good_positions(device: torch.device, vocabulary: int) -> int:
     return max(1, (_CPU_LOGITS if device.type == "cpu" else _DEVICE_LOGITS) // vocabulary)
 
 
+def most_positions(device: torch.device, vocabulary: int) -> int:
+    """At how many positions a model may be asked for logits in one pass: they are half a gigabyte at most, or two."""
+    return max(1, (2**27 if device.type == "cpu" else 2**29) // vocabulary)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that new tensors on `device` may take: what the system has free, and what torch holds but does not use.
 

@@ -17,9 +17,9 @@ from zerounlearn.data.entry import Question
 from zerounlearn.data.fact import Fact
 from zerounlearn.errors import ZeroUnlearnError
 from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_strength, probability
-from zerounlearn.model.answers import AnswerTokens, answer_tokens, text_tokens
+from zerounlearn.evaluate.perplexity import perplexity
+from zerounlearn.model.answers import AnswerTokens, answer_tokens, score, text_tokens
 from zerounlearn.model.generate import generate
-from zerounlearn.model.scores import perplexity, score
 from zerounlearn.model.tokens import Query
 from zerounlearn.study.material import Material
 from zerounlearn.study.spec import Study
@@ -116,7 +116,7 @@ class Measures:
             found["spe_probability"] = statistics.fmean(probability(t.log_p) for t in tokens)
         for name, texts in self._texts.items():
             count = self.study.held_out.tokens if name == "ppl" else _PAPER_TOKENS
-            found[name] = perplexity(model, tokenizer, texts, tokens=count, progress=False)
+            found[name] = perplexity(model, tokenizer, texts, tokens=count)
         if wanted & {"exact_memorisation", "extraction_strength"}:
             tokens = answer_tokens(model, tokenizer, material.probes.eff)
             memorised = {"exact_memorisation": exact_memorisation, "extraction_strength": extraction_strength}

@@ -1,0 +1,94 @@
+"""Facts as turns of a conversation: every prompt in the tokenizer's own chat template, as instruct models are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from zerounlearn.data.fact import Fact
+from zerounlearn.data.request import Request
+from zerounlearn.errors import ConfigError, RequestError
+from zerounlearn.model.tokens import Queries, Query, encode
+
+
+def as_chat(tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact]) -> list[Fact]:
+    """The facts with their prompts, paraphrases, neighbours and others each as a user's message.
+
+    The answer then follows as the template itself would put it, directly behind the beginning of the assistant's
+    turn, for forgetting as for measuring.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+        RequestError: the template changes a prompt's words.
+    """
+    return [
+        replace(
+            fact,
+            request=request_as_chat(tokenizer, fact.request),
+            paraphrases=tuple(query_as_chat(tokenizer, Query(p, fact.request.answer)).prompt for p in fact.paraphrases),
+            neighbours=queries_as_chat(tokenizer, fact.neighbours),
+            others=queries_as_chat(tokenizer, fact.others),
+        )
+        for fact in facts
+    ]
+
+
+def request_as_chat(tokenizer: PreTrainedTokenizerBase, request: Request) -> Request:
+    """The request as a user's message; its subject stays marked.
+
+    Raises:
+        ConfigError, RequestError: see `as_chat`.
+    """
+    opening, content, closing, joint = _rendered(tokenizer, request.prompt, request.answer)
+    cut = request.prompt.index(content)  # a template may strip its messages
+    return replace(
+        request,
+        before=opening + request.before[cut:],
+        after=request.after[: cut + len(content) - request.subject_span[1]] + closing,
+        joint=joint,
+    )
+
+
+def queries_as_chat(tokenizer: PreTrainedTokenizerBase, queries: Queries) -> Any:
+    """A tuple of the queries with their prompts as a user's messages.
+
+    Raises:
+        ConfigError, RequestError: see `as_chat`.
+    """
+    return tuple(query_as_chat(tokenizer, Query(*query)) for query in queries)
+
+
+def query_as_chat(tokenizer: PreTrainedTokenizerBase, query: Query) -> Query:
+    """The query with its prompt as a user's message.
+
+    Raises:
+        ConfigError, RequestError: see `as_chat`.
+    """
+    opening, content, closing, joint = _rendered(tokenizer, query.prompt, query.answer)
+    return Query(opening + content + closing, query.answer, joint)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[str, str, str, str]:
+    """What the template puts before the message, the message, what it puts behind it, and before the answer."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            "chat: true: this tokenizer has no chat template: take an instruct model, set tokenizer.chat_template, or "
+            "write the turns into the prompts and leave chat off"
+        )
+    asked = [{"role": "user", "content": prompt}]
+    text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and encode(tokenizer, text)[:2] == [tokenizer.bos_token_id] * 2:
+        text = text.removeprefix(bos)  # the tokenizer adds its own
+    content = prompt if prompt in text else prompt.strip()
+    opening, found, closing = text.rpartition(content)
+    if not found:
+        raise RequestError(f"prompt={prompt!r}: the chat template changes its words into {text!r}: reword it")
+    told = [*asked, {"role": "assistant", "content": answer}]
+    whole = str(tokenizer.apply_chat_template(told, tokenize=False))
+    behind = whole.partition(content + closing)[2]
+    between = behind[: behind.find(answer)] if answer in behind else ""
+    return opening, content, closing, "" if between.strip() else between
