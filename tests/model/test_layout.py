@@ -18,11 +18,12 @@ from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import LayoutError
 from zerounlearn.methods.zerounlearn.method import find_layout
 from zerounlearn.methods.zerounlearn.vectors import optimise
+from zerounlearn.model.fingerprint import fingerprints
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.replay import Suffix
 from zerounlearn.model.tape import record
-from zerounlearn.statistics.collect import fingerprints, second_moments
+from zerounlearn.statistics.collect import second_moments
 
 KINDS = ["llama", "gpt2"]
 PLACES = ["mixed", "disk", "memory", "checkpoint", "by parent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import hashlib
@@ -14,17 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import FACTS, GPT2, hparams_for, tiny
 from zerounlearn.data.corpora import Corpus, check_corpus, open_corpus
 from zerounlearn.errors import ConfigError, IllPosedError, OutputError, StatisticsError
 from zerounlearn.methods.zerounlearn.method import find_layout, unlearn
+from zerounlearn.model.fingerprint import config_digest, fingerprints, tensor_digest, tokenizer_digest
 from zerounlearn.model.layout import Layout
+from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.statistics import collect as module
-from zerounlearn.statistics.collect import auto_batch_tokens, digest, fingerprint, fingerprints, second_moments
+from zerounlearn.statistics.collect import auto_batch_tokens, second_moments
 from zerounlearn.statistics.files import Key, MomentFile, StoredMoments
 from zerounlearn.statistics.processes import Processes
 
@@ -144,16 +149,142 @@ def test_what_differs_never_hits(what: str, small_tokenizer, model, hp) -> None:
     second_moments(find_layout(model, run), small_tokenizer, run, Corpus(corpus.name, lambda: pytest.fail("again")))
 
 
-def test_the_edited_model_goes_on_with_the_unedited_models_statistics(small_tokenizer, model, hp) -> None:
-    before = {layer: fingerprint(find_layout(model, hp), layer) for layer in hp.layers}
-    unlearn(model, small_tokenizer, FACTS, dataclasses.replace(hp, regularization_lam=3.0), CORPUS)
-    assert {layer: fingerprint(find_layout(model, hp), layer) for layer in hp.layers} == before
-    never = Corpus("tiny", lambda: pytest.fail("taken again on edited weights"))
-    second_moments(find_layout(model, hp), small_tokenizer, hp, never)
+def never(name: str = "tiny") -> Corpus:
+    return Corpus(name, lambda: pytest.fail("taken again"))
+
+
+def edited_and_saved(model, tokenizer, hp, folder: Path):
+    """An edit of `model`, saved as `--output` does, loaded again from a folder of another name."""
+    unlearn(model, tokenizer, FACTS, dataclasses.replace(hp, regularization_lam=3.0), CORPUS)
+    model.save_pretrained(folder)
+    Lineage.of(model).save(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    assert Lineage.of(loaded).origins == Lineage.of(model).origins != {}
+    return loaded
+
+
+def test_the_edited_model_goes_on_with_the_unedited_models_statistics(small_tokenizer, model, hp, tmp_path) -> None:
+    layout = find_layout(model, hp)
+    before = fingerprints(layout, hp.layers)
+    loaded = edited_and_saved(model, small_tokenizer, hp, tmp_path / "copy")
+    assert fingerprints(layout, [2]) != {2: before[2]}, "a fingerprint is measured, whatever is remembered"
+    assert fingerprints(layout, [1]) == {1: before[1]}, "keys of the first edited layer do not depend on it"
+    original = second_moments(find_layout(tiny("llama", len(small_tokenizer)), hp), small_tokenizer, hp, never())
+    for each in (model, loaded):
+        found = second_moments(find_layout(each, hp), small_tokenizer, hp, never())
+        assert all(torch.equal(found[layer], original[layer]) for layer in hp.layers)
+    assert not (tmp_path / "copy" / "tiny_stats").exists()
+
+
+def test_another_layers_statistics_are_the_unedited_models_too(small_tokenizer, model, hp, tmp_path: Path) -> None:
+    """A later edit may choose a layer above those of the first."""
+    upper = dataclasses.replace(hp, layers=[3])
+    original = second_moments(find_layout(model, upper), small_tokenizer, upper, CORPUS)[3]
+    loaded = edited_and_saved(model, small_tokenizer, hp, tmp_path / "copy")
+    assert torch.equal(second_moments(find_layout(loaded, upper), small_tokenizer, upper, never())[3], original)
+
+
+def test_an_edited_models_statistics_are_never_given_to_the_original(
+    small_tokenizer, model, hp, tmp_path: Path, caplog
+) -> None:
+    """Where the original's are not on disk: another machine, or another stats_dir."""
+    loaded = edited_and_saved(model, small_tokenizer, hp, tmp_path / "copy")
+    elsewhere = dataclasses.replace(hp, stats_dir=str(tmp_path / "elsewhere"))
+    loaded.config._name_or_path = "model"  # under one name, as a copy of a folder has
+    edited = second_moments(find_layout(loaded, elsewhere), small_tokenizer, elsewhere, CORPUS)
+    assert "taken on the edited weights" in caplog.text and "zerounlearn stats" in caplog.text
+    assert_close(edited[2], one_by_one(loaded, small_tokenizer, 2), rtol=1e-9, atol=1e-12)
+    plain = tmp_path / "elsewhere/model/tiny_stats/model.layers.2.mlp.down_proj_float64_mom2_150.npz"
+    assert not plain.exists(), "EasyEdit would take it for the original's"
     fresh = tiny("llama", len(small_tokenizer))
-    fresh.load_state_dict(model.state_dict())  # another object with the edited weights: no lineage, another model
-    assert fingerprint(find_layout(fresh, hp), 2) != before[2]
-    assert fingerprint(find_layout(fresh, hp), 1) == before[1], "keys of the first edited layer do not depend on it"
+    original = second_moments(find_layout(fresh, elsewhere), small_tokenizer, elsewhere, CORPUS)
+    assert_close(original[2], one_by_one(fresh, small_tokenizer, 2), rtol=1e-9, atol=1e-12)
+    assert (original[2] - edited[2]).norm() > 0.01 * original[2].norm()
+    again = second_moments(find_layout(loaded, elsewhere), small_tokenizer, elsewhere, never())
+    assert torch.equal(again[2], edited[2]), "what was begun with is gone on with"
+
+
+def test_sums_of_an_edited_model_do_not_join_those_of_the_original(
+    small_tokenizer, model, hp, tmp_path: Path, monkeypatch
+) -> None:
+    loaded = edited_and_saved(model, small_tokenizer, hp, tmp_path / "copy")
+    loaded.config._name_or_path = ""
+    elsewhere = dataclasses.replace(hp, stats_dir=str(tmp_path / "elsewhere"))
+    real, done = module.forward_until, []
+
+    def interrupt(*args, **kwargs):
+        done.append(len(kwargs["input_ids"]))
+        if sum(done) > 100:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "forward_until", interrupt)
+    fresh = tiny("llama", len(small_tokenizer))
+    for each in (fresh, loaded):
+        done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            second_moments(find_layout(each, elsewhere), small_tokenizer, elsewhere, CORPUS)
+    assert len(list((tmp_path / "elsewhere").rglob(".*.partial.npz"))) == 2
+    monkeypatch.setattr(module, "forward_until", real)
+    for each in (loaded, fresh):
+        found = second_moments(find_layout(each, elsewhere), small_tokenizer, elsewhere, CORPUS)
+        assert_close(found[2], one_by_one(each, small_tokenizer, 2), rtol=1e-9, atol=1e-12)
+
+
+def test_a_renamed_folder_finds_its_statistics(small_tokenizer, model, hp) -> None:
+    expected = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
+    model.config._name_or_path = "models/renamed"
+    assert torch.equal(second_moments(find_layout(model, hp), small_tokenizer, hp, never())[2], expected[2])
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "vocabulary", "rope", "attention window"])
+def test_what_the_keys_depend_on_besides_the_weights_never_hits(what: str, small_tokenizer, hp) -> None:
+    model = tiny("mistral", len(small_tokenizer))
+    second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
+    other, tokenizer = copy.deepcopy(model), copy.deepcopy(small_tokenizer)
+    if what == "tokenizer":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    elif what == "vocabulary":
+        tokenizer.add_tokens(["Lisbon"])
+        other.resize_token_embeddings(len(tokenizer))
+        tokenizer = small_tokenizer
+    elif what == "rope":
+        other.config.rope_parameters = {**other.config.rope_parameters, "rope_theta": 500.0}
+    else:
+        other.config.sliding_window = 3
+    asked: list[int] = []
+    second_moments(find_layout(other, hp), tokenizer, hp, Corpus("tiny", lambda: asked.append(1) or TEXTS))
+    assert asked, f"a statistic of another {what} was used"
+
+
+def test_calls_do_not_change_a_tokenizers_digest(small_tokenizer, tmp_path: Path) -> None:
+    before = tokenizer_digest(small_tokenizer)
+    tokenizer = copy.deepcopy(small_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer(["a", "b c d"], truncation=True, max_length=2, padding=True)
+    assert tokenizer_digest(tokenizer) == before
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_digest(AutoTokenizer.from_pretrained(tmp_path)) == before
+
+
+def test_a_saved_models_configuration_is_that_of_the_model(small_tokenizer, model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    loaded.config.pad_token_id = 3
+    assert config_digest(loaded) == config_digest(model)
+
+
+def test_one_element_anywhere_changes_the_fingerprint(small_tokenizer, model, hp) -> None:
+    """Also one that is not among those looked at."""
+    layout = find_layout(model, hp)
+    before = fingerprints(layout, [1, 2])
+    weight = model.model.layers[1].mlp.up_proj.weight.data
+    for place in ((0, 0), (17, 5), (31, 2)):
+        kept = weight[place].clone()
+        weight[place] *= 1 + 1e-12
+        assert set(fingerprints(layout, [1, 2]).values()).isdisjoint(before.values())
+        weight[place] = kept
+    assert fingerprints(layout, [1, 2]) == before
 
 
 def test_an_interrupted_pass_resumes_where_it_was(small_tokenizer, model, hp, monkeypatch) -> None:
@@ -250,7 +381,7 @@ def test_a_cache_that_cannot_be_written_leaves_nothing(code: int, small_tokenize
         stream.write(b"half")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(module.np, "savez", fail)
+    monkeypatch.setattr(np, "savez", fail)
     with pytest.raises(OutputError, match="cannot write.*mom2_150.npz.*stats_dir"):
         second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     assert not [p for p in Path(hp.stats_dir).rglob("*") if p.is_file()]
@@ -261,12 +392,12 @@ def test_what_is_stored_describes_itself(small_tokenizer, model, hp) -> None:
     file = Path(hp.stats_dir) / "model/tiny_stats/model.layers.1.mlp.down_proj_float64_mom2_150.npz"
     described = json.loads(str(np.load(file)["zerounlearn"]))
     assert described["samples"] == 150
-    assert described["weights"] == fingerprint(find_layout(model, hp), 1)
+    assert described["weights"] == fingerprints(find_layout(model, hp), [1])[1]
 
 
 def test_fingerprints_of_all_layers_take_one_sweep(small_tokenizer, model, hp, monkeypatch) -> None:
     layout = find_layout(model, hp)
-    one_by_one = {layer: fingerprint(layout, layer) for layer in hp.layers}
+    one_by_one = {layer: fingerprints(layout, [layer])[layer] for layer in hp.layers}
     asked: list[str] = []
     real = Layout.tensor
     monkeypatch.setattr(Layout, "tensor", lambda self, name: asked.append(name) or real(self, name))
@@ -279,8 +410,8 @@ def test_fingerprints_of_all_layers_take_one_sweep(small_tokenizer, model, hp, m
 
 def test_a_digest_is_of_the_bytes_in_order() -> None:
     C = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
-    assert digest(C) == hashlib.blake2b(C.numpy().tobytes(), digest_size=16).hexdigest()
-    assert digest(C.mT) == digest(C.mT.contiguous()) != digest(C)
+    assert tensor_digest(C) == hashlib.blake2b(C.numpy().tobytes(), digest_size=16).hexdigest()
+    assert tensor_digest(C.mT) == tensor_digest(C.mT.contiguous()) != tensor_digest(C)
 
 
 class _Allocations(TorchDispatchMode):
@@ -303,7 +434,7 @@ def test_stored_moments_hold_one_layers_statistic_at_a_time(packed: bool, tmp_pa
     one = 4 * m * m
     files = {}
     for layer in range(3):
-        key = Key(f"module.{layer}", "text", 10, 512, "float32", "w")
+        key = Key(f"module.{layer}", "text", 10, 512, "float32", "w", "t", "c")
         files[layer] = MomentFile(tmp_path / key.file(), key, m)
         total = np.full((m, m), layer + 1.0, dtype=np.float32)
         (np.savez_compressed if packed else np.savez)(files[layer].path, **{"mom2.count": 4, "mom2.mom2": total})

@@ -22,10 +22,10 @@ from zerounlearn.evaluate.probes import Probes
 from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import layout_of, unlearn
 from zerounlearn.model.answers import score
+from zerounlearn.model.fingerprint import fingerprints
 from zerounlearn.model.generate import generate
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.report.run import FactReport, Measured, Phase, Report, environment
-from zerounlearn.statistics.collect import fingerprints
 
 log = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ from zerounlearn.easyedit.isolation import isolated
 from zerounlearn.easyedit.method_config import METHODS, Method, load_framework_hparams
 from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
 from zerounlearn.errors import ConfigError, IllPosedError
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
 from zerounlearn.methods.zerounlearn.method import find_layout
 from zerounlearn.model.snapshot import Snapshot
 from zerounlearn.model.tokens import embedding_rows
 from zerounlearn.statistics.collect import second_moments
+from zerounlearn.statistics.config import StatisticsConfig
 from zerounlearn.statistics.files import StoredMoments
 
 __all__ = ["METHODS", "Applied", "apply", "check", "load_framework_hparams"]
@@ -169,11 +169,15 @@ def _statistics(
     if not method.statistics or (not hparams.mom2_adjustment and not method.batch):
         yield []
         return
-    shared = ("layers", "rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module", "stats_dir",
-              "mom2_dataset", "mom2_n_samples", "mom2_dtype")  # fmt: skip
-    run = ZeroUnlearnHyperParams(model_name=hparams.model_name, **{name: getattr(hparams, name) for name in shared})
-    corpus = open_corpus(run.mom2_dataset)
-    moments = second_moments(find_layout(model, run), tokenizer, run, corpus)
+    wanted = StatisticsConfig(
+        layers=hparams.layers,
+        mom2_dataset=hparams.mom2_dataset,
+        mom2_n_samples=hparams.mom2_n_samples,
+        mom2_dtype=hparams.mom2_dtype,
+        stats_dir=hparams.stats_dir,
+    )
+    corpus = open_corpus(wanted.mom2_dataset)
+    moments = second_moments(find_layout(model, hparams), tokenizer, wanted, corpus)
     assert isinstance(moments, StoredMoments)
     name = model.config._name_or_path
     with tempfile.TemporaryDirectory() as folder:

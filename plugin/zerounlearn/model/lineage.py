@@ -4,25 +4,36 @@ Three things outlive an edit. Whose statistics the model goes on using: C is tak
 output directions a layer has lost: W is rank-deficient there, by design. And which keys were mapped where: a later
 edit must leave them there, or it would bring back what was forgotten. All are checked against the weights before
 they are used, so restoring or replacing weights makes them void, and so does loading another checkpoint.
+
+An origin says where a statistic may be *read*. What is written carries the fingerprint of the weights that ran.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import OutputError
 from zerounlearn.files import whole_file
+from zerounlearn.model.fingerprint import fingerprints
+from zerounlearn.model.layout import Layout
 
 STATE_FILE = "zerounlearn_state.safetensors"
+_PARTS = ("keys", "outputs", "directions")
+
+log = logging.getLogger(__name__)
+
 _ATTRIBUTE = "_zerounlearn_lineage"
 # A direction counts as lost where what W writes along it is below this share of its mean over all directions.
 _LOST = 1e-4
@@ -57,10 +68,17 @@ class Trace:
 
 @dataclass
 class Lineage:
-    """`origins` maps fingerprints of edited models to the unedited one's, `traces` weight names to their edits."""
+    """What a model's edits have left behind.
+
+    Attributes:
+        origins: fingerprints of edited weights to those of the weights whose statistics they go on using.
+        traces: weight names to their edits.
+        file: where it was read from; empty where it began in this process.
+    """
 
     origins: dict[str, str] = field(default_factory=dict)
     traces: dict[str, list[Trace]] = field(default_factory=dict)
+    file: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> Lineage:
@@ -80,24 +98,20 @@ class Lineage:
             OutputError: the file is damaged.
         """
         file = folder / STATE_FILE
-        if not file.is_file():
+        if not file.exists():
             return cls()
         try:
+            if not file.is_file():
+                raise ValueError("it is not a file")
             with safe_open(file, framework="pt") as stored:
-                described = json.loads(stored.metadata()["zerounlearn"])
-                traces = {
-                    name: [
-                        Trace(*(stored.get_tensor(f"{name}/{i}/{part}") for part in ("keys", "outputs", "directions")))
-                        for i in range(count)
-                    ]
-                    for name, count in described["edits"].items()
-                }
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                found = _read_state(stored)
+        except Exception as error:  # safetensors, json and torch raise too many kinds to list
             raise OutputError(
-                f"{str(file)!r} is damaged ({error}): it remembers what this model has forgotten; restore it, or "
-                "delete it to go on without"
+                f"{str(file)!r} is damaged ({_shortened(error)}): it remembers what this model has forgotten; restore "
+                "it, or delete it to go on without"
             ) from error
-        return cls(dict(described["origins"]), traces)
+        found.file = str(file)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the state beside a checkpoint; without a single edit nothing is written.
@@ -105,13 +119,13 @@ class Lineage:
         Raises:
             OutputError: the folder cannot be written.
         """
-        if not self.traces:
+        if not self.traces and not self.origins:
             return
         tensors = {
             f"{name}/{i}/{part}": getattr(trace, part)
             for name, traces in self.traces.items()
             for i, trace in enumerate(traces)
-            for part in ("keys", "outputs", "directions")
+            for part in _PARTS
         }
         described = {"edits": {name: len(traces) for name, traces in self.traces.items()}, "origins": self.origins}
         stored = save(tensors, metadata={"zerounlearn": json.dumps(described, sort_keys=True)})
@@ -119,8 +133,25 @@ class Lineage:
             stream.write(stored)
 
     def earlier(self, name: str, W: Tensor) -> list[Trace]:
-        """The edits that a weight W (d, m) really holds; others are forgotten here and now."""
+        """The edits that a weight W (d, m) really holds; others are forgotten here and now, with a warning.
+
+        Raises:
+            OutputError: the state is of a weight of another shape.
+        """
+        for trace in self.traces.get(name, ()):
+            if (trace.outputs.shape[1], trace.keys.shape[1]) != tuple(W.shape):
+                raise OutputError(
+                    f"{self.file!r} holds edits of {name} with {trace.keys.shape[1]} inputs and "
+                    f"{trace.outputs.shape[1]} outputs, the weight has {W.shape[1]} and {W.shape[0]}: it is another "
+                    "model's; delete it to go on without"
+                )
         held = [trace for trace in self.traces.get(name, []) if trace.present(W)]
+        given = self.traces.get(name, [])
+        if self.file and len(held) < len(given):
+            log.warning(
+                "%s: %d of the %d edits that %r remembers are not in the weight, and are not kept: it was changed "
+                "since, or is another checkpoint's", name, len(given) - len(held), len(given), self.file,
+            )  # fmt: skip
         if name in self.traces:
             self.traces[name] = held
         return held
@@ -138,3 +169,61 @@ class Lineage:
     def add(self, name: str, earlier: Sequence[Trace], trace: Trace, W: Tensor) -> None:
         """Record an edit, with what the weight as written now gives for the keys of those before."""
         self.traces[name] = [*(Trace.of(t.keys.to(W.device), W, t.directions) for t in earlier), trace]
+
+
+@contextmanager
+def lineage_kept(layout: Layout, layers: Sequence[int]) -> Iterator[None]:
+    """Remember, when the body has edited the weights of `layers`, whose statistics the edited model goes on using.
+
+    They are those of the model before, or those that it went on using itself. All layers from the first edited one on
+    are remembered, since a later edit may choose others.
+    """
+    watched = range(min(layers), len(layout.blocks))
+    before = fingerprints(layout, watched)
+    yield
+    after = fingerprints(layout, watched)
+    origins = Lineage.of(layout.model).origins
+    for layer in watched:
+        if after[layer] != before[layer]:
+            origins[after[layer]] = origins.get(before[layer], before[layer])
+
+
+def _read_state(stored: Any) -> Lineage:
+    """The state in an opened file, every name, type, rank, shape and number of it checked.
+
+    Raises:
+        Exception: of any kind, saying what is wrong.
+    """
+    described = json.loads(stored.metadata()["zerounlearn"])
+    origins, edits = described["origins"], described["edits"]
+    if not _maps(origins, str) or not _maps(edits, int):
+        raise ValueError("its description has entries of another type")
+    if sum(edits.values()) * len(_PARTS) != len(stored.keys()) or min(edits.values(), default=1) < 1:
+        raise ValueError("the tensors are not those that it describes")
+    traces = {
+        name: [Trace(*(stored.get_tensor(f"{name}/{i}/{part}") for part in _PARTS)) for i in range(count)]
+        for name, count in edits.items()
+    }
+    for name, held in traces.items():
+        shapes = {(t.outputs.shape[-1], t.keys.shape[-1]) for t in held}
+        if len(shapes) != 1 or not all(_sound(trace) for trace in held):
+            raise ValueError(f"the tensors of {name!r} are not finite float32 matrices of matching shapes")
+    return Lineage(dict(origins), traces)
+
+
+def _maps(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(type(v) is kind for v in value.values())
+
+
+def _sound(trace: Trace) -> bool:
+    K, M, D = trace.keys, trace.outputs, trace.directions
+    return (
+        all(x.dtype == torch.float32 and x.ndim == 2 and bool(torch.isfinite(x).all()) for x in (K, M, D))
+        and K.shape[0] == M.shape[0]
+        and M.shape[1] == D.shape[0]
+    )
+
+
+def _shortened(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 200 else text[:199] + "…"

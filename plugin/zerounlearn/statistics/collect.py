@@ -1,18 +1,22 @@
 """C = E[k kᵀ] of every edited layer, from one pass over ordinary text that several processes may share.
 
-Where it is cached, and how little of it is held in memory: see `moment_files`.
+Where it is cached, and how little of it is held in memory: see `files`.
+
+Whose C it is: a statistic is filed under the fingerprint of the weights that ran, always. A model that was edited by
+this package goes on using C of the model before its first edit, as the paper does, where that is on disk: `Lineage`
+knows its fingerprint, which is looked for under any model's folder, and only read. Where it is not on disk, C is taken
+on the edited weights, filed as theirs and announced by a warning: it is what the model now does with ordinary text,
+and the original may be out of reach. All layers of a run then come from the one or from the other.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,13 +25,14 @@ from transformers import PreTrainedTokenizerBase
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import IllPosedError, StatisticsError
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.model.fingerprint import config_digest, fingerprints, tokenizer_digest
 from zerounlearn.model.hooks import forward_until, frozen, inputs_of
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
-from zerounlearn.statistics.files import Key, MomentFile, StoredMoments, Unfinished
+from zerounlearn.statistics.config import TakesStatistics, check_statistics
+from zerounlearn.statistics.files import Key, MomentFile, StoredMoments, Unfinished, check_folder
 from zerounlearn.statistics.processes import Processes
 
 log = logging.getLogger(__name__)
@@ -38,63 +43,6 @@ _CHUNK = 64
 _ROUND = 4
 # The share of free memory that activations may take; others allocate too.
 _MEMORY_SHARE = 0.5
-
-
-def fingerprint(layout: Layout, layer: int) -> str:
-    """A digest of all that keys at `layer` depend on; see `fingerprints`."""
-    return fingerprints(layout, [layer])[layer]
-
-
-def fingerprints(layout: Layout, layers: Sequence[int]) -> dict[int, str]:
-    """For each layer a digest of all that its keys depend on, in one sweep over the weights.
-
-    It covers shapes, dtypes and 256 spread elements of each weight below. The layer's own down projection is left
-    out, since keys do not depend on it.
-    """
-    model = layout.model
-    inputs = {id(p) for p in model.get_input_embeddings().parameters()}
-    heads = [layout.norm, layout.head, *filter(None, [model.get_output_embeddings()])]
-    top = {id(p) for module in heads for p in module.parameters()} - inputs  # the head may be tied to the embedding
-    above = {i: top | {id(p) for block in layout.blocks[i + 1 :] for p in block.parameters()} for i in layers}
-    for layer in layers:
-        above[layer].add(id(layout.parameter(layer)))
-    seen = {layer: hashlib.blake2b(digest_size=16) for layer in layers}
-    picked: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for name, parameter in model.named_parameters():
-        below = [layer for layer in layers if id(parameter) not in above[layer]]
-        if not below:
-            continue
-        flat = layout.tensor(name).reshape(-1)
-        count = min(256, flat.numel())
-        spread = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(count - 1, 1)
-        sample = flat[spread].float().cpu()
-        for layer in below:
-            seen[layer].update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
-            picked[layer].append(sample)
-    origins = Lineage.of(model).origins
-    result = {}
-    for layer in layers:
-        seen[layer].update(torch.cat(picked[layer]).numpy().tobytes())
-        found = seen[layer].hexdigest()
-        result[layer] = origins.get(found, found)
-    return result
-
-
-def digest(C: Tensor) -> str:
-    """A digest of a statistic's bytes: which text it was taken over, for a report."""
-    return hashlib.blake2b(np.ascontiguousarray(C.cpu().numpy()).data, digest_size=16).hexdigest()
-
-
-@contextmanager
-def lineage_kept(layout: Layout, layers: Sequence[int]) -> Iterator[None]:
-    """Remember, when the body has edited the weights, whose statistics the edited model goes on using.
-
-    C is taken on the unedited model, once: a later edit of the same model must find it again.
-    """
-    before = fingerprints(layout, layers)
-    yield
-    after = fingerprints(layout, layers)
-    Lineage.of(layout.model).origins |= {after[layer]: before[layer] for layer in layers}
 
 
 def auto_batch_tokens(
@@ -132,7 +80,7 @@ def auto_batch_tokens(
 def second_moments(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
-    hparams: ZeroUnlearnHyperParams,
+    config: TakesStatistics,
     corpus: Corpus,
     *,
     processes: Processes | None = None,
@@ -142,7 +90,7 @@ def second_moments(
     Args:
         layout: the model.
         tokenizer: the model's.
-        hparams: the run's hyperparameters.
+        config: what to take, and where it is cached.
         corpus: ordinary text.
         processes: those that each call this, with the same arguments, to take an equal part of the corpus. They
             share one file system; the main one writes.
@@ -151,70 +99,118 @@ def second_moments(
         A mapping that reads one layer's C from its file whenever it is asked for it, and keeps none.
 
     Raises:
-        StatisticsError: a cached file is unreadable, truncated or of another shape; or another process failed.
+        ConfigError: a setting is out of its range, or `stats_dir` cannot be a folder.
+        StatisticsError: a cached file is unreadable, truncated, of another shape or no second moment; or another
+            process failed.
         IllPosedError: a statistic is not finite.
         OutputError: the cache cannot be written.
     """
+    check_statistics(config)
     processes = processes or Processes()
-    keys = {
-        layer: Key(
-            module=hparams.rewrite_module_tmp.format(layer),
-            corpus=corpus.name,
-            samples=hparams.mom2_n_samples,
-            max_length=hparams.stats_max_length,
-            dtype=hparams.mom2_dtype,
-            weights=weights,
-        )
-        for layer, weights in fingerprints(layout, hparams.layers).items()
-    }
-    folders = _folders(layout, hparams, corpus)
+    own, origin = _keys(layout, tokenizer, config, corpus)
+    place = _Place(Path(config.stats_dir), _folders(layout, config, corpus))
     with processes.together():
-        plan = _look_up(layout, keys, folders) if processes.main else None
+        plan = _plan(layout, own, origin, place) if processes.main else None
     files, missing = processes.share(plan)
     with processes.together():
-        if {layer: file.key for layer, file in files.items()} != keys:
+        planned = {layer: file.key for layer, file in files.items()}
+        if planned not in (own, origin):
             raise StatisticsError(
                 f"process {processes.index} has another model than process 0: give all the same checkpoint"
             )
+    if planned == own:  # taken or to be taken on these very weights, which are now their own origin
+        for key in own.values():
+            Lineage.of(layout.model).origins.pop(key.weights, None)
     if missing:
         targets = {layer: files[layer] for layer in missing}
-        _collect(layout, tokenizer, hparams, corpus, targets, processes)
+        _collect(layout, tokenizer, config, corpus, targets, processes)
         if processes.main:
-            for file in targets.values():
-                for folder in folders[1:]:
+            for layer, file in targets.items():
+                for folder in place.folders[1:] if own[layer] == origin[layer] else ():
                     file.link(folder)
     return StoredMoments(files)
 
 
-def _look_up(
-    layout: Layout, keys: Mapping[int, Key], folders: Sequence[Path]
+def _keys(
+    layout: Layout, tokenizer: PreTrainedTokenizerBase, config: TakesStatistics, corpus: Corpus
+) -> tuple[dict[int, Key], dict[int, Key]]:
+    """What C of each layer depends on: for these weights, and for those whose statistics they go on using."""
+    origins = Lineage.of(layout.model).origins
+    tokens, settings = tokenizer_digest(tokenizer), config_digest(layout.model)
+    own = {
+        layer: Key(
+            module=layout.weight_names[layer].removesuffix(".weight"),
+            corpus=corpus.name,
+            samples=config.mom2_n_samples,
+            max_length=config.stats_max_length,
+            dtype=config.mom2_dtype,
+            weights=weights,
+            tokenizer=tokens,
+            config=settings,
+        )
+        for layer, weights in fingerprints(layout, config.layers).items()
+    }
+    return own, {layer: replace(key, weights=origins.get(key.weights, key.weights)) for layer, key in own.items()}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """`stats_dir`, and the folders in it that are named after the model."""
+
+    root: Path
+    folders: Sequence[Path]
+
+    def find(self, key: Key, size: int, *, foreign: bool) -> MomentFile | None:
+        """A file with this moment: one under the model's name, else one under any name that describes itself so."""
+        names = (key.file(), key.file(unique=True))
+        near = [MomentFile(folder / name, key, size, foreign) for name in names for folder in self.folders]
+        far = [
+            MomentFile(folder / self.folders[0].name / name, key, size, foreign=False)
+            for folder in (sorted(self.root.iterdir()) if self.root.is_dir() else ())
+            if folder not in [each.parent for each in self.folders]
+            for name in names
+        ]
+        return next((f for f in near if f.fits()), None) or next((f for f in far if f.described() and f.fits()), None)
+
+
+def _plan(
+    layout: Layout, own: Mapping[int, Key], origin: Mapping[int, Key], place: _Place
 ) -> tuple[dict[int, MomentFile], list[int]]:
     """Where each layer's moment is or is to be, and the layers for which it has yet to be taken."""
+    edited = [layer for layer in own if own[layer] != origin[layer]]
+    found = {i: place.find(key, layout.inputs(i), foreign=i not in edited) for i, key in own.items()}
+    if edited and not all(found.values()):
+        before = {i: place.find(key, layout.inputs(i), foreign=True) for i, key in origin.items()}
+        if all(before.values()):
+            return {i: file for i, file in before.items() if file}, []
+        log.warning(
+            "layers %s lie behind edits of this model, and the statistics of the model before them are not in %r: they "
+            "are taken on the edited weights, and filed as theirs. To use the unedited model's, stop, and run "
+            "`zerounlearn stats` on it first, with these settings and this stats_dir", edited, str(place.root),
+        )  # fmt: skip
+    if not all(found.values()):
+        check_folder(place.folders[0])
     files: dict[int, MomentFile] = {}
-    missing = []
-    for layer, key in keys.items():
-        names = [key.file(), key.file(unique=True)]
-        places = [MomentFile(folder / name, key, layout.inputs(layer)) for name in names for folder in folders]
-        found = next((file for file in places if file.fits()), None)
-        if found is None:
-            missing.append(layer)
-            taken = (folders[0] / names[0]).exists()
-            found = MomentFile(folders[0] / names[int(taken)], key, layout.inputs(layer))
-        files[layer] = found
-    return files, missing
+    for layer, key in own.items():
+        path = place.folders[0] / key.file()
+        # An edited model may bear the original's name, under which EasyEdit would take its file for the original's.
+        unique = layer in edited or path.exists()
+        target = MomentFile(path.with_name(key.file(unique=unique)), key, layout.inputs(layer))
+        files[layer] = found[layer] or target
+    return files, [layer for layer in own if found[layer] is None]
 
 
-def _folders(layout: Layout, hparams: ZeroUnlearnHyperParams, corpus: Corpus) -> list[Path]:
+def _folders(layout: Layout, config: TakesStatistics, corpus: Corpus) -> list[Path]:
     """Where the two editions of EasyEdit keep a model's statistics: the checkout's folder, then the wheel's."""
     name = str(getattr(layout.model.config, "_name_or_path", "") or "model")
     checkout, wheel = name.rstrip("/").rsplit("/")[-1], name.replace("/", "_")
-    return [Path(hparams.stats_dir) / n / f"{corpus.name}_stats" for n in dict.fromkeys((checkout, wheel))]
+    return [Path(config.stats_dir) / n / f"{corpus.name}_stats" for n in dict.fromkeys((checkout, wheel))]
 
 
 def _collect(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
-    hparams: ZeroUnlearnHyperParams,
+    config: TakesStatistics,
     corpus: Corpus,
     targets: Mapping[int, MomentFile],
     processes: Processes,
@@ -224,18 +220,18 @@ def _collect(
     with processes.together():
         texts = corpus.texts()
         generator = torch.Generator().manual_seed(1)
-        chosen = torch.randperm(len(texts), generator=generator)[: hparams.mom2_n_samples].tolist()
-        if len(chosen) < hparams.mom2_n_samples:
+        chosen = torch.randperm(len(texts), generator=generator)[: config.mom2_n_samples].tolist()
+        if len(chosen) < config.mom2_n_samples:
             log.info(
                 "corpus %s has %d texts, fewer than mom2_n_samples=%d",
-                corpus.name, len(chosen), hparams.mom2_n_samples,
+                corpus.name, len(chosen), config.mom2_n_samples,
             )  # fmt: skip
         mine = chosen[processes.index :: processes.count]
         name = Unfinished.name([targets[layer].key for layer in layers], processes.index, processes.count)
         state = Unfinished(targets[layers[0]].path.with_name(name), {i: _nothing(layout, i) for i in layers})
-        state.resume()
+        state.resume(len(mine))
     left = -(-(len(mine) - state.done) // (_CHUNK * _ROUND))
-    run = _Pass(layout, tokenizer, hparams, layers, processes)
+    run = _Pass(layout, tokenizer, config, layers, processes)
     with (
         torch.no_grad(),
         frozen(layout.model),
@@ -253,18 +249,18 @@ def _collect(
                     state.add(run.moments(members, seen), len(members))
                     bar.update(len(members))
     del run, seen
-    _finish(state, corpus, hparams, targets, processes)
+    _finish(state, corpus, config, targets, processes)
 
 
 def _finish(
     state: Unfinished,
     corpus: Corpus,
-    hparams: ZeroUnlearnHyperParams,
+    config: TakesStatistics,
     targets: Mapping[int, MomentFile],
     processes: Processes,
 ) -> None:
     """Add the processes' sums up and write them, a layer at a time; uses them up."""
-    precision = cast(torch.dtype, getattr(torch, hparams.mom2_dtype))
+    precision = cast(torch.dtype, getattr(torch, config.mom2_dtype))
     for layer, file in targets.items():
         moment = processes.add_up(state.moments.pop(layer))
         with processes.together():
@@ -289,17 +285,17 @@ class _Pass:
     """Runs texts through the blocks up to the last of `layers`."""
 
     def __init__(
-        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, hparams: ZeroUnlearnHyperParams,
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, config: TakesStatistics,
         layers: Sequence[int], processes: Processes,
     ) -> None:  # fmt: skip
         self.layout, self.tokenizer = layout, tokenizer
         self.projections = {layer: layout.projections[layer] for layer in layers}
-        self.precision = cast(torch.dtype, getattr(torch, hparams.mom2_dtype))
+        self.precision = cast(torch.dtype, getattr(torch, config.mom2_dtype))
         self.filler = filler_id(tokenizer, layout.model)
         self.parts = {layer: _nothing(layout, layer) for layer in layers}
         limit = getattr(layout.model.config, "max_position_embeddings", None) or 10**9
-        self.longest = min(hparams.stats_max_length, limit)
-        self.tokens = hparams.stats_batch_tokens or auto_batch_tokens(layout, layers, self.longest, processes=processes)
+        self.longest = min(config.stats_max_length, limit)
+        self.tokens = config.stats_batch_tokens or auto_batch_tokens(layout, layers, self.longest, processes=processes)
 
     def moments(self, texts: Sequence[str], seen: Mapping[int, Tensor]) -> Mapping[int, SecondMoment]:
         """The texts' moments by layer, valid until the next call; `seen` is what `inputs_of` fills."""

@@ -3,7 +3,8 @@
 A finished one is `{stats_dir}/{model}/{corpus}_stats/{module}_{dtype}_mom2_{samples}.npz`, with the arrays that
 EasyEdit's `layer_stats` writes and reads, so MEMIT, ROME, AlphaEdit and this package share it. Ours carry
 one array more, a description of everything the statistic depends on. A file of ours whose description
-does not match is left alone, and the statistic goes to a name of its own beside it.
+does not match is left alone, and the statistic goes to a name of its own beside it. A file without a description is
+EasyEdit's own, or anybody's: it is taken by its name, after checks, with a warning.
 """
 
 from __future__ import annotations
@@ -11,33 +12,45 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from zerounlearn.core.moments import SecondMoment
-from zerounlearn.errors import IllPosedError, OutputError, StatisticsError
+from zerounlearn.errors import ConfigError, IllPosedError, OutputError, StatisticsError
 from zerounlearn.files import whole_file
+from zerounlearn.statistics.arrays import check_second_moment, opened
 
 log = logging.getLogger(__name__)
 
 _OURS = "zerounlearn"
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 # Unfinished sums are kept this often, and less often where that took more than a twentieth of the time.
 _SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class Key:
-    """Everything that a cached statistic depends on."""
+    """Everything that a cached statistic depends on.
+
+    Attributes:
+        module: the down projection's name.
+        corpus: its name, which changes with its content.
+        samples: texts asked for.
+        max_length: tokens a text is cut to.
+        dtype: of products and of the stored sums.
+        weights: fingerprint of the weights that run below the module, measured.
+        tokenizer: digest of how ids are made of a text.
+        config: digest of what the forward pass reads of the model's configuration.
+        version: of the code that takes it; raised when the same inputs would give another value.
+    """
 
     module: str
     corpus: str
@@ -45,7 +58,9 @@ class Key:
     max_length: int
     dtype: str
     weights: str
-    version: int = 1
+    tokenizer: str
+    config: str
+    version: int = 2
 
     def file(self, *, unique: bool = False) -> str:
         """The name under which EasyEdit looks for it, or with `unique` one that is this key's alone."""
@@ -61,22 +76,54 @@ class MomentFile:
     key: Key
     size: int
 
+    foreign: bool = True
+    """Whether a file without our description will do."""
+
     def fits(self) -> bool:
-        """Whether the file is there and holds this moment, read through once and found whole and finite.
+        """Whether the file is there and holds this moment, read through once and found whole, finite and possible.
 
         Raises:
-            StatisticsError: it is unreadable, truncated, or of another shape.
+            StatisticsError: it is unreadable, truncated, of another shape, or no second moment.
             IllPosedError: it is not finite.
         """
-        if not self.path.exists():
+        moment = self._load() if self.path.exists() else None
+        if moment is None:
             return False
-        moment = self._load()
-        if moment is not None and not moment.is_finite():
+        if not moment.is_finite():
             raise IllPosedError(
                 f"{self.key.module}: its statistics in {str(self.path)!r} contain NaN or Inf; delete them and check "
                 "the checkpoint"
             )
-        return moment is not None
+        try:
+            check_second_moment(moment.total)
+        except ValueError as error:
+            raise StatisticsError(
+                f"statistics cache {str(self.path)!r} is damaged: {error}; delete it to have it computed again"
+            ) from error
+        if self.description() is None:
+            _warn_of_foreign(str(self.path))
+        return True
+
+    def description(self) -> dict[str, Any] | None:
+        """What the file says that it depends on; None where it does not say.
+
+        Raises:
+            StatisticsError: it is unreadable.
+        """
+        with opened(self.path) as arrays:
+            if _OURS not in arrays.names:
+                return None
+            found = json.loads(arrays.text(_OURS))
+            if not isinstance(found, dict):
+                raise ValueError(f"the description is a {type(found).__name__}")
+            return found
+
+    def described(self) -> bool:
+        """Whether the file is there and says that it is this moment; one that cannot be read does not."""
+        try:
+            return self.path.is_file() and self.description() == asdict(self.key)
+        except StatisticsError:
+            return False
 
     def mean(self) -> Tensor:
         """C (m, m) in the file's precision; nothing else of its size is held meanwhile.
@@ -97,9 +144,9 @@ class MomentFile:
         """
         _write(self.path, {
             "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
-            "mom2.count": moment.count,
+            "mom2.count": np.int64(moment.count),
             "mom2.mom2": moment.total.numpy(),
-            "sample_size": self.key.samples,
+            "sample_size": np.int64(self.key.samples),
             _OURS: json.dumps(asdict(self.key)),
         })  # fmt: skip
 
@@ -113,26 +160,21 @@ class MomentFile:
             log.info("%s is not linked into %s: %s", self.path.name, folder, error)
 
     def _load(self) -> SecondMoment | None:
-        """The moment; None where the file is ours and describes something else."""
+        """The moment; None where the file is ours and describes something else, or is not ours and may not be."""
         try:
-            with np.load(self.path) as arrays:
-                described = json.loads(str(arrays[_OURS])) if _OURS in arrays else None
-                samples = int(arrays["sample_size"]) if "sample_size" in arrays else self.key.samples
-                if (described is not None and described != asdict(self.key)) or samples != self.key.samples:
+            described = self.description()
+            with opened(self.path) as arrays:
+                samples = arrays.number("sample_size") if "sample_size" in arrays.names else self.key.samples
+                ours = described == asdict(self.key) or (described is None and self.foreign)
+                if not ours or samples != self.key.samples:
                     log.info("%s describes another run; it is left alone", self.path)
                     return None
-                count, total = int(arrays["mom2.count"]), torch.from_numpy(arrays["mom2.mom2"])
-        except _UNREADABLE as error:
-            raise StatisticsError(
-                f"statistics cache {str(self.path)!r} is unreadable or truncated ({error}): delete it to have it "
-                "computed again"
-            ) from error
-        if total.shape != (self.size, self.size) or count < 1:
-            raise StatisticsError(
-                f"statistics cache {str(self.path)!r} holds a {tuple(total.shape)} moment of {count} tokens, the "
-                f"layer takes {self.size} inputs: it belongs to another model; delete it or set another stats_dir"
-            )
-        return SecondMoment(count, total)
+                moment = SecondMoment(arrays.number("mom2.count"), arrays.matrix("mom2.mom2", self.size))
+                if moment.count < 1:
+                    raise ValueError(f"it counts {moment.count} tokens")
+        except FileNotFoundError as error:
+            raise StatisticsError(f"statistics cache {str(self.path)!r} is unreadable ({error}): run again") from error
+        return moment
 
 
 class StoredMoments(Mapping[int, Tensor]):
@@ -172,20 +214,33 @@ class Unfinished:
         process = f".{index}-of-{count}" if count > 1 else ""
         return f".{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}{process}.partial.npz"
 
-    def resume(self) -> None:
-        """Go on where an earlier process was interrupted, if its file is there and can be read."""
+    def resume(self, texts: int) -> None:
+        """Go on where an earlier process was interrupted, if its file is there, whole and possible.
+
+        Args:
+            texts: how many this process has to run in all.
+        """
         try:
-            with np.load(self.path) as arrays:
-                found = {layer: (int(arrays[f"{layer}.count"]), arrays[f"{layer}.total"]) for layer in self.moments}
-                done = int(arrays["done"])
+            with opened(self.path) as arrays:
+                done = arrays.number("done")
+                if not 0 <= done <= texts:
+                    raise ValueError(f"done={done} of {texts} texts")
+                found = {}
+                for layer, moment in self.moments.items():
+                    count, size = arrays.number(f"{layer}.count"), len(moment.total)
+                    found[layer] = SecondMoment(count, arrays.matrix(f"{layer}.total", size))
+                    if count < 0 or not found[layer].is_finite():
+                        raise ValueError(f"the sums of layer {layer} are not finite, or of {count} tokens")
+                    if count:
+                        check_second_moment(found[layer].total)
         except FileNotFoundError:
             return
-        except _UNREADABLE as error:
-            log.warning("%s is unreadable (%s); starting over", self.path, error)
+        except StatisticsError as error:
+            log.warning("%s; starting over", error)
             return
-        for layer, (count, total) in found.items():
-            self.moments[layer].count = count
-            self.moments[layer].total.copy_(torch.from_numpy(total))
+        for layer, partial in found.items():
+            self.moments[layer].count = partial.count
+            self.moments[layer].total.copy_(partial.total)
         self.done = self._kept = done
         log.info("resuming statistics after %d texts", done)
 
@@ -232,3 +287,44 @@ class Unfinished:
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
     with whole_file(path, "wb", remedy="set another stats_dir or free space") as stream:
         np.savez(stream, **arrays)
+
+
+def check_stats_dir(name: str) -> None:
+    """Refuse a name under which no folder can be; nothing is made. One that may only be read will do.
+
+    Raises:
+        ConfigError: naming what is in the way.
+    """
+    try:
+        path = Path(name)
+        for place in (path, *path.parents):
+            if os.path.lexists(place):
+                if not place.is_dir():
+                    raise ConfigError(f"stats_dir={name!r}: {str(place)!r} is not a folder: name another")
+                return
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"stats_dir={name!r} cannot be a folder's name: {error}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder that a pass will write to, before the pass.
+
+    Raises:
+        OutputError: it cannot be made, or not written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("it may not be written to")
+    except OSError as error:
+        raise OutputError(f"cannot write to {str(folder)!r}: {error}; set another stats_dir") from error
+
+
+@cache
+def _warn_of_foreign(path: str) -> None:
+    log.warning(
+        "%s does not say which weights, tokenizer and text it was taken on; its name fits, so it is used. If it is not "
+        "this model's, delete it", path,
+    )  # fmt: skip

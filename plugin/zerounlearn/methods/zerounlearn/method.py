@@ -33,11 +33,12 @@ from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, Zer
 from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
 from zerounlearn.methods.zerounlearn.keys import Walk
 from zerounlearn.methods.zerounlearn.vectors import Problem, Solution, optimise
+from zerounlearn.model.fingerprint import tensor_digest
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
-from zerounlearn.model.lineage import Lineage, Trace
+from zerounlearn.model.lineage import Lineage, Trace, lineage_kept
 from zerounlearn.model.tokens import check_ids, continuation, encode
-from zerounlearn.statistics.collect import digest, lineage_kept, second_moments
+from zerounlearn.statistics.collect import second_moments
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def unlearn(
             moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
             if corpus is not None:
                 outcome.statistics = {"corpus": corpus.name} | {
-                    f"C of layer {i}": digest(moments[i])
+                    f"C of layer {i}": tensor_digest(moments[i])
                     for i in moments  # items() would hold two at a time
                 }
         if vectors is None:
