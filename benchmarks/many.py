@@ -25,7 +25,7 @@ from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
-from zerounlearn.methods.zerounlearn.config import load_hparams
+from zerounlearn.methods.zerounlearn.config import load_method
 from zerounlearn.methods.zerounlearn.method import Vectors, unlearn
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.report.run import environment
@@ -49,7 +49,7 @@ def requests(n: int) -> list[Request]:
 def run(n: int, found: int) -> dict[str, object]:
     """One run in this process."""
     folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
-    hparams = load_hparams(
+    hparams = load_method(
         ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml",
         [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}", "v_num_grad_steps=2"],
     )

@@ -32,9 +32,10 @@ from zerounlearn.data.packaged import Fact, load_facts, split_facts
 from zerounlearn.data.request import target_ids
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
+from zerounlearn.methods.base import load_method
 from zerounlearn.methods.zerounlearn import method as algorithm
 from zerounlearn.methods.zerounlearn.batches import build, distinct
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams, load_hparams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
 from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
 from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import continuation
@@ -62,9 +63,9 @@ class Bench:
         )  # as `unlearn` samples them
         self.shape = costs.Shape.of(self.model.config)
 
-    def hparams(self, stats_dir: str, **changes: Any) -> ZeroUnlearnHyperParams:
+    def hparams(self, stats_dir: str, **changes: Any) -> ZeroUnlearn:
         fixed = {"model_name": self.folder, "stats_dir": stats_dir, "mom2_n_samples": TEXTS} | changes
-        return load_hparams(
+        return load_method(
             ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml", [*(f"{k}={v}" for k, v in fixed.items()), *self.overrides]
         )
 
@@ -86,7 +87,7 @@ class Bench:
             for name, value in weights.items():
                 self.model.get_parameter(name).copy_(value)
 
-    def plain_facts(self, facts: Sequence[Fact], hp: ZeroUnlearnHyperParams) -> list[plain.Fact]:
+    def plain_facts(self, facts: Sequence[Fact], hp: ZeroUnlearn) -> list[plain.Fact]:
         requests = [fact.to_forget().request for fact in facts]
         return [
             (
@@ -258,7 +259,7 @@ def solve_piece(_: None) -> list[Run]:
     C = X.mT @ X / len(X)
     del X
     K, R, V = random(n, m), random(n, d), random(n, d)
-    hp = ZeroUnlearnHyperParams(model_name="none", layers=[0])
+    hp = ZeroUnlearn(model_name="none", layers=[0])
     ours, factor, theirs = Stopwatch(), Stopwatch(), Stopwatch()
     with factor("solve: factor of B₀, once"):
         base = factor_base(W, C, corpus_weight=hp.wiki_KKT_lam, ridge=hp.regularization_lam)

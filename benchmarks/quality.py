@@ -35,12 +35,13 @@ from zerounlearn.data.request import Request
 from zerounlearn.data.retain import draw_retain_set
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.demo.wikipedia import embedded_held_out_texts
+from zerounlearn.evaluate.perplexity import perplexity
 from zerounlearn.evaluate.probes import Probes
 from zerounlearn.files import write_text
-from zerounlearn.methods.zerounlearn.config import PRESETS, load_hparams
+from zerounlearn.methods.base import load_method
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.lineage import Lineage
-from zerounlearn.evaluate.perplexity import perplexity
 from zerounlearn.report.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def group(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Se
     def hparams(name: str, *changes: str) -> Any:
         fixed = [f"model_name={fetch_smollm2(ROOT / 'models' / 'llama-smollm2-135m')}", f"seed={seed}"]
         fixed += [f"stats_dir={ROOT / 'data' / 'stats'}", *overrides, *changes]
-        return load_hparams(ROOT / f"hparams/{name}/smollm2-135m.yaml", fixed)
+        return load_method(ROOT / f"hparams/{name}/smollm2-135m.yaml", fixed)
 
     where = {"n": n, "seed": seed}
     if strengths:
@@ -172,7 +173,7 @@ def kept_group(
     split: str, n: int, seed: int, overrides: Sequence[str], strengths: Sequence[float]
 ) -> list[dict[str, Any]]:
     """`group`, from disk if it has been run with the same settings; after a change of code, delete the folder."""
-    settings: list[Any] = [split, n, seed, list(overrides), list(strengths), PRESETS if strengths else {}]
+    settings: list[Any] = [split, n, seed, list(overrides), list(strengths), ZeroUnlearn.PRESETS if strengths else {}]
     settings += [(ROOT / f"hparams/{name}/smollm2-135m.yaml").read_text() for name in ("ZeroUnlearn", "ZeroUnlearn-GD")]
     key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
     file = CELLS / f"{split}-{n}-{seed}-{key.hexdigest()}.json"
@@ -227,7 +228,7 @@ def main() -> None:
     args = parser.parse_args()
     model, *_ = loaded()
     env = environment(model) | {"split": args.split, "overrides": args.overrides, "jobs": args.jobs}
-    default = PRESETS["specific"]["strength"]
+    default = ZeroUnlearn.PRESETS["specific"]["strength"]
     strengths = [default, *(s for s in args.strengths if s != default)]
     todo = [
         (args.split, n, seed, args.overrides, several)

@@ -33,7 +33,7 @@ from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.files import write_text
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.peak import peak_memory
 
@@ -52,9 +52,9 @@ class Setting:
     m: int = 1024
     blocks: int = 12
 
-    def hparams(self, folder: str) -> ZeroUnlearnHyperParams:
+    def hparams(self, folder: str) -> ZeroUnlearn:
         first = self.blocks // 2
-        return ZeroUnlearnHyperParams(
+        return ZeroUnlearn(
             model_name="random-llama", layers=list(range(first, first + self.layers)), v_num_grad_steps=4,
             mom2_n_samples=64, stats_dir=folder, regularization_lam=10.0, n_contexts=5,
         )  # fmt: skip

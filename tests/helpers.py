@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from zerounlearn.data.request import Request
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
+from zerounlearn.model.families import families
 
 FACTS = [
     Request.of("The capital of {} is", "France", "Paris"),
@@ -34,9 +35,10 @@ GPT2 = {
 }
 
 
-def hparams_for(layers: list[int], **changes: object) -> ZeroUnlearnHyperParams:
+def hparams_for(layers: list[int], **changes: object) -> ZeroUnlearn:
     """Few steps, no corpus file, everything else as published."""
-    return ZeroUnlearnHyperParams(**({"model_name": "tiny", "layers": layers, "v_num_grad_steps": 8} | changes))
+    templates = families["llama"].to_dict()  # spelled out, for the reference reads them
+    return ZeroUnlearn(**(templates | {"model_name": "tiny", "layers": layers, "v_num_grad_steps": 8} | changes))
 
 
 def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> PreTrainedModel:

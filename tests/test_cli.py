@@ -83,7 +83,7 @@ def test_a_dry_run_loads_no_model_and_writes_nothing(run, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["v_lrr=1"], "unknown hyperparameter 'v_lrr' of ZeroUnlearnHyperParams: did you mean 'v_lr'?"),
+        (["v_lrr=1"], "unknown hyperparameter 'v_lrr' of ZeroUnlearn: did you mean 'v_lr'?"),
         (["v_lr"], "override 'v_lr': expected KEY=VALUE"),
         (["layers=[40,41]"], "0 to 29"),
         (["rewrite_module_tmp=model.layers.{}.mlp.fc"], "rewrite_module_tmp"),

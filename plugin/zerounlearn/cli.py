@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import zerounlearn
 from zerounlearn.errors import ConfigError, OutputError, ZeroUnlearnError
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams, load_hparams
+from zerounlearn.methods.base import load_method
 
 _HPARAMS = click.argument("hparams_file", metavar="HPARAMS.yaml", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -116,7 +116,7 @@ def stats(hparams_file: Path, overrides: tuple[str, ...]) -> None:
     _check_without_weights(hparams)
     with _terminated_as_interrupted(), Processes.launched(str(hparams.device)) as processes:
         if processes.count > 1 and processes.device.type != "cpu":
-            hparams.device = str(processes.device)
+            hparams = hparams.replace(device=str(processes.device))
         editor = ZeroUnlearnEditor(hparams)
         layout = layout_of(editor.model, hparams)
         corpus = open_corpus(hparams.mom2_dataset)
@@ -225,10 +225,10 @@ def fetch(name: str, folder: Path | None) -> None:
     click.echo(fetch_smollm2(folder or Path("models") / f"llama-{name}"))
 
 
-def _hparams(file: Path, overrides: tuple[str, ...], seed: int | None) -> ZeroUnlearnHyperParams:
+def _hparams(file: Path, overrides: tuple[str, ...], seed: int | None) -> Any:
     _check_overrides(overrides)
     extra = [] if seed is None else [f"seed={seed}"]
-    return load_hparams(file, [*overrides, *extra])
+    return load_method(file, [*overrides, *extra])
 
 
 def _check_overrides(overrides: tuple[str, ...]) -> None:
@@ -237,7 +237,7 @@ def _check_overrides(overrides: tuple[str, ...]) -> None:
         raise ConfigError(f"override {wrong[0]!r}: expected KEY=VALUE")
 
 
-def _check_without_weights(hparams: ZeroUnlearnHyperParams) -> None:
+def _check_without_weights(hparams: Any) -> None:
     """Check name, templates, layers and corpus against the model's configuration alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

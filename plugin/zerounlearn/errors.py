@@ -50,6 +50,10 @@ class OutputError(ZeroUnlearnError, OSError):
     """A result could not be written; nothing half-written is left behind."""
 
 
+class EditError(ZeroUnlearnError, ValueError):
+    """An edit does not belong to the model at hand, or its file is damaged."""
+
+
 class FrameworkError(ZeroUnlearnError, ImportError):
     """EasyEdit is not installed, or an optional package it needs was really used."""
 

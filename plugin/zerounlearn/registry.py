@@ -113,7 +113,8 @@ class Registry(Mapping[str, T]):
 
     def get(self, name: str, default: T | None = None) -> T | None:  # type: ignore[override]
         """The object by its name, or `default`."""
-        return self.get(name, default)
+        entry = None if name not in self else self.entry(name)
+        return default if entry is None else self[entry.name]
 
     def __contains__(self, name: object) -> bool:
         self._fill()

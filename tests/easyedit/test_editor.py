@@ -16,10 +16,11 @@ from zerounlearn.data.corpora import open_corpus
 from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.easyedit import ZeroUnlearnEditor
-from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
+from zerounlearn.easyedit.adapter import apply_to_model
 from zerounlearn.easyedit.editions.compat import framework
+from zerounlearn.easyedit.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 from zerounlearn.errors import ConfigError, RequestError
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, load_hparams
+from zerounlearn.methods.base import load_method
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.answers import score
 
@@ -134,7 +135,7 @@ def test_the_frameworks_batch_edit_and_staying_edits(hp, smollm2_path: Path) -> 
 
 
 def test_the_gradient_variant_in_the_framework(hp, smollm2_path: Path) -> None:
-    run = load_hparams(ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml")
+    run = load_method(ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml")
     shared = {name: getattr(hp, name) for name in ("stats_dir", "mom2_n_samples", "device", "batch_size")}
     editor = framework_editor(dataclasses.replace(run, **shared), smollm2_path, 2)
     before = weights(editor.model)
@@ -152,16 +153,14 @@ def test_apply_follows_the_contract(hp, smollm2) -> None:
     before = weights(model)
     request = [{"prompt": "The capital of France is", "subject": "France", "ground_truth": "Paris", "target_new": ""}]
     quick = dataclasses.replace(hp, v_num_grad_steps=3)
-    copy, originals = apply_zerounlearn_to_model(model, tokenizer, request, quick, copy=True, return_orig_weights=True)
+    copy, originals = apply_to_model(model, tokenizer, request, quick, copy=True, return_orig_weights=True)
     assert copy is not model
     assert not changed(model, before)
     assert changed(copy, before) == set(hp.layers)
     assert (originals == {}) == (framework().edition == "wheel"), "as MEMIT does in each edition"
-    _, none = apply_zerounlearn_to_model(copy, tokenizer, request, quick, train_ds=None)
+    _, none = apply_to_model(copy, tokenizer, request, quick, train_ds=None)
     assert none == {}
-    _, kept = apply_zerounlearn_to_model(
-        model, tokenizer, request, quick, return_orig_weights=True, keep_original_weight=True
-    )
+    _, kept = apply_to_model(model, tokenizer, request, quick, return_orig_weights=True, keep_original_weight=True)
     assert all(torch.equal(kept[name], before[name]) for name in kept)
     assert len(kept) == len(hp.layers)
 

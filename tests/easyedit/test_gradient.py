@@ -11,11 +11,12 @@ import torch
 import zerounlearn.easyedit
 from tests.helpers import tiny
 from zerounlearn.data.request import Request
-from zerounlearn.easyedit.adapter import apply_baseline_to_model
+from zerounlearn.easyedit.adapter import apply_to_model
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
-from zerounlearn.methods.gradient.config import METHODS
+from zerounlearn.methods.gradient.config import GradientMethod
 
+METHODS = {n: m.hparams for n, m in zerounlearn.easyedit.METHODS.items() if issubclass(m.hparams, GradientMethod)}
 RECORD = {"prompt": "The capital of France is", "subject": "France", "ground_truth": "Paris", "target_new": ""}
 KEPT = {"prompt": "The capital of {} is", "subject": "Germany", "answer": "Berlin"}
 
@@ -42,7 +43,7 @@ def test_every_method_is_registered_and_batchable() -> None:
 
     zerounlearn.easyedit.register()
     for name, hparams in METHODS.items():
-        assert ALG_DICT[name] is apply_baseline_to_model
+        assert ALG_DICT[name] is apply_to_model
         assert BatchEditor.is_batchable_method(name)
         assert getattr(easyeditor, hparams.__name__) is hparams
     assert not BatchEditor.is_batchable_method("ROME")
@@ -55,11 +56,11 @@ def test_apply_follows_the_contract(small_tokenizer, retain_path: str) -> None:
         {"model_name": "tiny", "layers": [1, 2], "steps": 2, "retain_path": retain_path, "lr": 1e-2}
     )
     names = {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
-    copy, originals = apply_baseline_to_model(model, small_tokenizer, [RECORD], hp, copy=True, return_orig_weights=True)
+    copy, originals = apply_to_model(model, small_tokenizer, [RECORD], hp, copy=True, return_orig_weights=True)
     assert not changed(model, before)
     assert changed(copy, before) == names
     assert (originals == {}) == (framework().edition == "wheel"), "as MEMIT does in each edition"
-    same, kept = apply_baseline_to_model(
+    same, kept = apply_to_model(
         model, small_tokenizer, [RECORD], hp, return_orig_weights=True, keep_original_weight=True, train_ds=None
     )
     assert same is model
@@ -67,10 +68,10 @@ def test_apply_follows_the_contract(small_tokenizer, retain_path: str) -> None:
     assert all(torch.equal(kept[name], before[name]) for name in names)
     given = [Request.of("The capital of {} is", "Germany", "Berlin")]
     other = tiny("llama", len(small_tokenizer))
-    apply_baseline_to_model(other, small_tokenizer, [RECORD], hp, retain=given)
+    apply_to_model(other, small_tokenizer, [RECORD], hp, retain=given)
     assert not changed(other, weights(model)), "the file's facts, given directly"
     with pytest.raises(ConfigError, match="NPO needs a retain set"):
-        apply_baseline_to_model(model, small_tokenizer, [RECORD], hp, retain=())
+        apply_to_model(model, small_tokenizer, [RECORD], hp, retain=())
 
 
 @pytest.mark.parametrize("name", METHODS)

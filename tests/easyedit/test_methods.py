@@ -121,8 +121,7 @@ def test_a_method_moves_every_request_to_the_end_token_and_is_undone(
     given, before, drawn, side = copy.deepcopy(hparams), state(model), generators(), small_tokenizer.padding_side
     base = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
     capfd.readouterr()
-    applied = methods.apply(model, small_tokenizer, requests, hparams, neutral="eos")
-    assert applied.model is model
+    undo = methods.apply(model, small_tokenizer, requests, hparams, neutral="eos")
     edited = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
     assert (edited - base > (0.03 if weak else 1.0)).all(), (base, edited)
     scores = score(model, small_tokenizer, [(r.prompt, r.answer) for r in requests])
@@ -135,26 +134,26 @@ def test_a_method_moves_every_request_to_the_end_token_and_is_undone(
     assert (small_tokenizer.padding_side, vars(hparams)) == (side, vars(given))
     assert capfd.readouterr().out == ""
     assert list(here.iterdir()) == []
-    applied.undo()
+    undo()
     assert same(state(model), before)
 
     torch.rand(3)  # what else happens in the process does not matter
-    again = methods.apply(model, small_tokenizer, requests, hparams, neutral=small_tokenizer.eos_token)
+    undo = methods.apply(model, small_tokenizer, requests, hparams, neutral=small_tokenizer.eos_token)
     repeated = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
     np.testing.assert_allclose(repeated, edited, atol=1e-4)
-    again.undo()
+    undo()
     assert same(state(model), before)
 
 
 @pytest.mark.parametrize("folder", ["GRACE", "WISE"])
 def test_an_answer_does_not_depend_on_the_batch(folder: str, model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
     hparams = load(folder, tmp_path)
-    applied = methods.apply(model, small_tokenizer, FACTS, hparams)
+    undo = methods.apply(model, small_tokenizer, FACTS, hparams)
     items = [(r.prompt, r.answer) for r in FACTS] + [("The weather today was", "fine")]
     together = [s.probability for s in score(model, small_tokenizer, items)]
     alone = [score(model, small_tokenizer, [item])[0].probability for item in items]
     assert together == pytest.approx(alone, rel=1e-3, abs=1e-9)
-    applied.undo()
+    undo()
 
 
 def test_grace_leaves_other_prompts_bit_for_bit(model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
@@ -162,9 +161,9 @@ def test_grace_leaves_other_prompts_bit_for_bit(model: Any, small_tokenizer: Any
     other = torch.tensor([encode(small_tokenizer, "You are a reader of it.")])
     with torch.no_grad():
         before = model(input_ids=other).logits
-        applied = methods.apply(model, small_tokenizer, FACTS, hparams)
+        undo = methods.apply(model, small_tokenizer, FACTS, hparams)
         torch.testing.assert_close(model(input_ids=other).logits, before)
-    applied.undo()
+    undo()
 
 
 def test_the_statistics_are_ours(
@@ -175,7 +174,7 @@ def test_the_statistics_are_ours(
     seen = []
     original = main.get_cov
     monkeypatch.setattr(main, "get_cov", lambda *a, **k: seen.append((a[2], original(*a, **k))) or seen[-1][1])
-    methods.apply(model, small_tokenizer, FACTS, hparams).undo()
+    methods.apply(model, small_tokenizer, FACTS, hparams)()
     found = {str(p.name).partition("_float32")[0]: p for p in (tmp_path / "stats").rglob("*.npz")}
     assert [name for name, _ in seen] == [f"model.layers.{i}.mlp.down_proj" for i in (1, 2)]
     for name, C in seen:

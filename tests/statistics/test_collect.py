@@ -501,7 +501,7 @@ def test_batches_are_sized_by_memory_unless_a_size_is_given(small_tokenizer, mod
     expected = second_moments(find_layout(model, given), small_tokenizer, given, CORPUS)
     assert max(shapes) <= 256 != room
     shapes.clear()
-    hp.stats_batch_tokens = None
+    hp = hp.replace(stats_batch_tokens=None)
     found = second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     assert room - 64 < max(shapes) <= room
     for layer in hp.layers:

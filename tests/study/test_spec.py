@@ -77,7 +77,7 @@ def test_a_grid_makes_a_row_of_every_combination(tmp_path: Path, model: Path) ->
         ({"datasets": {"d": {"name": "mcf", "source": "gone.json"}}}, "d: data set 'gone.json' does not exist"),
         ({"datasets": {"d": {"name": "embedded", "options": {"facts": "test"}}}}, "'facts', one of evaluation"),
         (one("gone.yaml"), "methods.M: hparams file 'gone.yaml' does not exist"),
-        (one(GA, set={"lrr": 1}), "methods.M: .*unknown hyperparameter 'lrr' of GAHyperParams: did you mean 'lr'?"),
+        (one(GA, set={"lrr": 1}), "methods.M: .*unknown hyperparameter 'lrr' of GA: did you mean 'lr'?"),
         (one(GA, set={"device": "cpu"}), "set device by model.device"),
         (one(GA, set={"seed": 1}), "set seed by seeds"),
         (one(GA, set={"layers": [9]}), "methods.M: .*9"),

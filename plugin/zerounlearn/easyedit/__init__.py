@@ -1,25 +1,22 @@
-"""The EasyEdit plugin: importing this package registers ZeroUnlearn, and its baselines, with the framework.
+"""The EasyEdit plugin: importing this package registers ZeroUnlearn, and the gradient methods, with the framework.
 
     import zerounlearn.easyedit
     from easyeditor import BaseEditor, ZeroUnlearnHyperParams
 
-Reading order: `legacy` and `placeholders`, `compat`, `register`, `adapter`, `editor`.
+Reading order: `editions`, `register`, `hparams`, `adapter`, `editor`; `method_config`, `methods` and their helpers for
+the framework's own methods.
 """
 
 from __future__ import annotations
 
-from zerounlearn.easyedit.adapter import apply_baseline_to_model, apply_zerounlearn_to_model
+from zerounlearn.easyedit.adapter import apply_to_model
 from zerounlearn.easyedit.editions.compat import framework
+from zerounlearn.easyedit.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams, easyedit_classes
 from zerounlearn.easyedit.register import Method
 from zerounlearn.easyedit.register import register as _register
 from zerounlearn.easyedit.register import unregister as _unregister
-from zerounlearn.methods.gradient import config as _baselines
-from zerounlearn.methods.zerounlearn import config as _hparams
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 
-METHODS = {name: Method(apply_zerounlearn_to_model, hparams) for name, hparams in _hparams.METHODS.items()} | {
-    name: Method(apply_baseline_to_model, hparams) for name, hparams in _baselines.METHODS.items()
-}
+METHODS = {name: Method(apply_to_model, hparams) for name, hparams in easyedit_classes().items()}
 
 
 def register() -> None:

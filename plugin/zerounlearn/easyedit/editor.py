@@ -19,7 +19,7 @@ from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
 from zerounlearn.evaluate.perplexity import perplexity
 from zerounlearn.evaluate.probes import Probes
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
 from zerounlearn.methods.zerounlearn.method import layout_of, unlearn
 from zerounlearn.model.answers import score
 from zerounlearn.model.fingerprint import fingerprints
@@ -58,11 +58,10 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
     `edit` and `batch_edit` are the framework's own. The model is in `self.model`, the tokenizer in `self.tok`.
     """
 
-    hparams: ZeroUnlearnHyperParams
+    hparams: ZeroUnlearn
     model: PreTrainedModel
 
-    def __init__(self, hparams: ZeroUnlearnHyperParams) -> None:
-        hparams.validate()
+    def __init__(self, hparams: ZeroUnlearn) -> None:
         if hparams.mom2_adjustment:
             check_corpus(hparams.mom2_dataset)
         if isinstance(hparams.model_name, str):

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import yaml
 
-from zerounlearn.config import read_settings, resolved
+from zerounlearn.config import read_settings
 from zerounlearn.data.corpora import check_corpus
 from zerounlearn.easyedit.editions.compat import PACKAGE, framework
 from zerounlearn.errors import ConfigError, did_you_mean
+from zerounlearn.model.device import resolved
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ METHODS: dict[str, Method] = {
     "GRACE": Method("GraceHyperParams", batch=False, side="left", template=False),
     "ULTRAEDIT": Method("UltraEditHyperParams", side="left", template=False),
 }
-_ALIASES = {"UltraEdit": "ULTRAEDIT"}
+ALIASES = {"UltraEdit": "ULTRAEDIT"}
 _EDITIONS = {"wheel": "2023 edition (the wheel)", "checkout": "2026 edition (a checkout)"}
 
 
@@ -62,7 +63,7 @@ def load_framework_hparams(file: Path, overrides: Sequence[str] = ()) -> Any:
         FrameworkError: EasyEdit cannot be had.
     """
     path, values = read_settings(file, overrides)
-    name = _ALIASES.get(str(values.get("alg_name")), str(values.get("alg_name")))
+    name = ALIASES.get(str(values.get("alg_name")), str(values.get("alg_name")))
     if name not in METHODS:
         raise ConfigError(f"{path}: alg_name={name!r}: expected one of {', '.join(METHODS)}")
     method, edition = METHODS[name], framework().edition

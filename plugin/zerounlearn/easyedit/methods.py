@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,22 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.corpora import check_corpus, open_corpus
 from zerounlearn.data.request import EOS, Request, check_requests
-from zerounlearn.easyedit.editions.compat import PACKAGE
+from zerounlearn.easyedit.editions.compat import PACKAGE, framework
 from zerounlearn.easyedit.inference import EachRow, EachToken
 from zerounlearn.easyedit.isolation import isolated
-from zerounlearn.easyedit.method_config import METHODS, Method, load_framework_hparams
+from zerounlearn.easyedit.method_config import ALIASES, METHODS, Method, load_framework_hparams
 from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
 from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.methods.base import Edit, UnlearningMethod
 from zerounlearn.methods.zerounlearn.method import find_layout
+from zerounlearn.model.layout import Layout
 from zerounlearn.model.snapshot import Snapshot
 from zerounlearn.model.tokens import embedding_rows
 from zerounlearn.statistics.collect import second_moments
 from zerounlearn.statistics.config import StatisticsConfig
 from zerounlearn.statistics.files import StoredMoments
-
-__all__ = ["METHODS", "Applied", "apply", "check", "load_framework_hparams"]
 
 UNRELATED = (
     "The weather was mild for the time of year, and most of the shops stayed open",
@@ -48,12 +49,86 @@ UNRELATED = (
 """Ordinary beginnings that WISE's margin loss keeps apart from the edits, as it does with ZsRE's `loc` questions."""
 
 
-@dataclass(frozen=True)
-class Applied:
-    """An edited model, which is the object that was given, and what puts it back bit for bit."""
+class FrameworkMethod(UnlearningMethod):
+    """One of EasyEdit's methods with its hyperparameters, which are an object of EasyEdit's class."""
 
-    model: PreTrainedModel
-    undo: Callable[[], None]
+    def __init__(self, hparams: Any, seed: int = 0) -> None:
+        """Of what `load_framework_hparams` gives."""
+        self.hparams = hparams
+        self.seed = seed
+        self.alg_name, self.model_name, self.device = hparams.alg_name, hparams.model_name, hparams.device
+
+    @classmethod
+    def from_hparams(cls, path: str | Path, overrides: Sequence[str] = ()) -> FrameworkMethod:
+        """See `load_framework_hparams`."""
+        return cls(load_framework_hparams(Path(path), overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hyperparameters as plain values."""
+        plain: dict[str, Any] = json.loads(json.dumps(vars(self.hparams), default=str))
+        return plain
+
+    def seeded(self, seed: int) -> FrameworkMethod:
+        """A copy that draws by another seed."""
+        return type(self)(copy.deepcopy(self.hparams), seed)
+
+    def check_retain(self, shown: bool) -> None:
+        """EasyEdit's methods take no retain set.
+
+        Raises:
+            ConfigError: one is to be shown.
+        """
+        if shown:
+            raise ConfigError(
+                f"retain=true: {self.alg_name!r} is a method of the framework, which takes no retain set: drop it"
+            )
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """Check modules and corpus on a model without weights.
+
+        Raises:
+            ZeroUnlearnError: something does not fit.
+        """
+        if getattr(self.hparams, "mom2_adjustment", False):
+            check_corpus(self.hparams.mom2_dataset)
+        templates = ("rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module")
+        if all(hasattr(self.hparams, name) for name in (*templates, "layers")):
+            Layout.of(skeleton, self.hparams.layers, **{name: getattr(self.hparams, name) for name in templates})
+        else:  # it wraps modules, and names them in its own way
+            check(self.hparams, skeleton)
+
+    def identity(self) -> dict[str, Any]:
+        """The edition, and the corpus by a name that changes with its content."""
+        found: dict[str, Any] = {"edition": framework().edition}
+        if getattr(self.hparams, "mom2_adjustment", False):
+            found["corpus"] = open_corpus(self.hparams.mom2_dataset).name
+        return found
+
+    def apply(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[Request],
+        *,
+        retain: Sequence[Request] | None = None,
+        held_out: Collection[str] = (),
+    ) -> Edit:
+        """See `UnlearningMethod.apply`; the neutral target is the end-of-text token.
+
+        Raises:
+            ConfigError: a retain set is given.
+        """
+        self.check_retain(bool(retain))
+        start = time.perf_counter()
+        undo = apply(model, tokenizer, requests, self.hparams, neutral=EOS, seed=self.seed)
+        return Edit(self.alg_name, self.to_dict(), seconds={"edit": time.perf_counter() - start}, undo=undo)
+
+
+def __getattr__(name: str) -> type[FrameworkMethod]:
+    """A class for each of EasyEdit's methods, by which the registry finds it."""
+    if name.replace("_", "-") not in (*METHODS, *ALIASES):
+        raise AttributeError(name)
+    return type(name, (FrameworkMethod,), {"__doc__": f"EasyEdit's {name}."})
 
 
 def apply(
@@ -65,7 +140,7 @@ def apply(
     neutral: str = EOS,
     seed: int = 0,
     unrelated: Sequence[str] = UNRELATED,
-) -> Applied:
+) -> Callable[[], None]:
     """Map `requests` to the neutral target by the method that `hparams` name, in place.
 
     Args:
@@ -78,7 +153,7 @@ def apply(
         unrelated: texts that WISE is to leave alone.
 
     Returns:
-        The model and the function that undoes the edit.
+        The function that puts the model back, bit for bit.
 
     Raises:
         RequestError, LayoutError, ConfigError, StatisticsError: before the model is changed.
@@ -118,7 +193,7 @@ def apply(
     except BaseException:
         snapshot.restore()
         raise
-    return Applied(model, snapshot.restore)
+    return snapshot.restore
 
 
 def check(hparams: Any, model: PreTrainedModel) -> list[str]:

@@ -19,7 +19,7 @@ import zerounlearn
 from zerounlearn.data.fact import Fact
 from zerounlearn.evaluate.probes import Verdict
 from zerounlearn.files import write_text
-from zerounlearn.methods.zerounlearn.method import LayerOutcome
+from zerounlearn.methods.base import LayerOutcome
 from zerounlearn.model.layout import input_device
 
 

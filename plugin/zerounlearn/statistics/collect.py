@@ -31,7 +31,7 @@ from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
-from zerounlearn.statistics.config import TakesStatistics, check_statistics
+from zerounlearn.statistics.config import StatisticsConfig, check_statistics
 from zerounlearn.statistics.files import Key, MomentFile, StoredMoments, Unfinished, check_folder
 from zerounlearn.statistics.processes import Processes
 
@@ -80,7 +80,7 @@ def auto_batch_tokens(
 def second_moments(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
-    config: TakesStatistics,
+    config: StatisticsConfig,
     corpus: Corpus,
     *,
     processes: Processes | None = None,
@@ -132,7 +132,7 @@ def second_moments(
 
 
 def _keys(
-    layout: Layout, tokenizer: PreTrainedTokenizerBase, config: TakesStatistics, corpus: Corpus
+    layout: Layout, tokenizer: PreTrainedTokenizerBase, config: StatisticsConfig, corpus: Corpus
 ) -> tuple[dict[int, Key], dict[int, Key]]:
     """What C of each layer depends on: for these weights, and for those whose statistics they go on using."""
     origins = Lineage.of(layout.model).origins
@@ -200,7 +200,7 @@ def _plan(
     return files, [layer for layer in own if found[layer] is None]
 
 
-def _folders(layout: Layout, config: TakesStatistics, corpus: Corpus) -> list[Path]:
+def _folders(layout: Layout, config: StatisticsConfig, corpus: Corpus) -> list[Path]:
     """Where the two editions of EasyEdit keep a model's statistics: the checkout's folder, then the wheel's."""
     name = str(getattr(layout.model.config, "_name_or_path", "") or "model")
     checkout, wheel = name.rstrip("/").rsplit("/")[-1], name.replace("/", "_")
@@ -210,7 +210,7 @@ def _folders(layout: Layout, config: TakesStatistics, corpus: Corpus) -> list[Pa
 def _collect(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
-    config: TakesStatistics,
+    config: StatisticsConfig,
     corpus: Corpus,
     targets: Mapping[int, MomentFile],
     processes: Processes,
@@ -255,7 +255,7 @@ def _collect(
 def _finish(
     state: Unfinished,
     corpus: Corpus,
-    config: TakesStatistics,
+    config: StatisticsConfig,
     targets: Mapping[int, MomentFile],
     processes: Processes,
 ) -> None:
@@ -285,7 +285,7 @@ class _Pass:
     """Runs texts through the blocks up to the last of `layers`."""
 
     def __init__(
-        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, config: TakesStatistics,
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, config: StatisticsConfig,
         layers: Sequence[int], processes: Processes,
     ) -> None:  # fmt: skip
         self.layout, self.tokenizer = layout, tokenizer

@@ -30,7 +30,7 @@ from zerounlearn.study.cells import (
 from zerounlearn.study.engines import Engine
 from zerounlearn.study.material import Data
 from zerounlearn.study.measures import Measures
-from zerounlearn.study.methods import Method
+from zerounlearn.study.methods import Row
 from zerounlearn.study.spec import Study
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Plan:
             ZeroUnlearnError: something is missing, unknown or does not fit, named by its place in the study.
         """
         data = [Data.load(spec) for spec in study.datasets]
-        methods = [Method.load(spec, study.model) for spec in study.methods]
+        methods = [Row.load(spec, study.model) for spec in study.methods]
         skeleton_config = read_config(study.model.name)
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(skeleton_config)
@@ -86,7 +86,7 @@ class Plan:
                     draw = Draw(one.label, n, seed)
                     base = base_id(draw, {**depends_on, "material": material.digest()})
                     for method in methods:
-                        cell = Cell(method.spec.label, method.algorithm, draw)
+                        cell = Cell(method.spec.label, method.method.alg_name, draw)
                         planned.append(Planned(cell_id(cell, base, identity[method.spec.label]), base, cell))
         return cls(study, tuple(planned))
 

@@ -21,7 +21,7 @@ from zerounlearn.report.run import environment
 from zerounlearn.study.cells import DONE, FAILED, BaseJob, CellJob, Draw, Job, PrepareJob, Record, failed
 from zerounlearn.study.material import Data, Material
 from zerounlearn.study.measures import Measures, said, truth_ratios
-from zerounlearn.study.methods import Method, apply, resolved_device
+from zerounlearn.study.methods import Row, resolved_device
 from zerounlearn.study.spec import Study
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Bench:
         self.study = study
         self._measures = Measures(study)
         self._data: dict[str, Data] = {}
-        self._methods: dict[str, Method] = {}
+        self._methods: dict[str, Row] = {}
         self._drawn: tuple[Draw, Material] | None = None
         self._loaded: PreTrainedModel | None = None
         self._hash = ""
@@ -60,7 +60,7 @@ class Bench:
 
     def _prepare(self, job: PrepareJob) -> Record:
         for label in job.methods:
-            self._method(label).prepare(self._model, self._tokenizer)
+            self._method(label).method.prepare(self._model, self._tokenizer)
         return {"id": "", "status": DONE, "error": None}
 
     def _base(self, job: BaseJob) -> Record:
@@ -85,12 +85,12 @@ class Bench:
         record["environment"] = environment(model) | {"easyedit": framework().edition}
         try:
             with peak_memory(input_device(model)) as peak, _timed(record, "unlearn"):
-                applied = apply(method, model, self._tokenizer, material, job.cell.draw.seed)
+                edit = method.apply(model, self._tokenizer, material, job.cell.draw.seed)
             try:
-                self._evaluate(record, applied.model, material, job, peak)
+                self._evaluate(record, model, material, job, peak)
             finally:
-                applied.undo()
-            del applied
+                edit.revert(model)
+            del edit
         except Exception as error:
             log.warning("%s failed", job.id, exc_info=True)
             record |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
@@ -137,10 +137,10 @@ class Bench:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.study.model.name)
         return tokenizer
 
-    def _method(self, label: str) -> Method:
+    def _method(self, label: str) -> Row:
         if label not in self._methods:
             spec = next(method for method in self.study.methods if method.label == label)
-            self._methods[label] = Method.load(spec, self.study.model)
+            self._methods[label] = Row.load(spec, self.study.model)
         return self._methods[label]
 
     def _material(self, draw: Draw) -> Material:

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 from tests.helpers import FACTS, GPT2, tiny
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
+from zerounlearn.methods.base import methods
 from zerounlearn.methods.gradient import terms
-from zerounlearn.methods.gradient.config import METHODS, BaselineHyperParams
+from zerounlearn.methods.gradient.config import GradientMethod
 from zerounlearn.methods.gradient.descend import unlearn_by_gradient
 from zerounlearn.methods.gradient.sequences import Reader, Sample, text_samples
 from zerounlearn.model.tokens import continuation
@@ -23,11 +24,12 @@ RETAIN = [
     Request.of("{} was fine", "The weather", "today"),
 ]
 TEXTS = ["In the year 3 the weather of France was fine and people in Lisbon said so.", "x"]
+METHODS = {name: kind for name, kind in methods.items() if issubclass(kind, GradientMethod)}
 RETAINING = [name for name in METHODS if name != "GA"]
 LR = {"RMU": 3e-2}
 
 
-def run_of(name: str, **changes: object) -> BaselineHyperParams:
+def run_of(name: str, **changes: object) -> GradientMethod:
     """Twelve steps on two of the four layers; fewer retain terms than the default where `changes` say so."""
     own = {"RMU": {"retain_weight": 1.0}}.get(name, {})
     fixed = {"model_name": "tiny", "layers": [1, 2], "steps": 12, "lr": LR.get(name, 1e-2)}

@@ -16,7 +16,7 @@ from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError, ZeroUnlearnError
 from zerounlearn.methods.zerounlearn import method as module
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGD
 from zerounlearn.methods.zerounlearn.method import find_layout, unlearn
 from zerounlearn.model.tokens import continuation
 from zerounlearn.statistics.collect import second_moments
@@ -310,9 +310,9 @@ def test_one_set_after_the_other(small_tokenizer, hp) -> None:
     assert torch.equal(model.model.layers[2].mlp.down_proj.weight, fresh.model.layers[2].mlp.down_proj.weight)
 
 
-def gd(hp, **changes: object) -> ZeroUnlearnGDHyperParams:
+def gd(hp, **changes: object) -> ZeroUnlearnGD:
     shared = {n: getattr(hp, n) for n in ("layers", "mom2_n_samples", "stats_dir", "mom2_dtype", "v_num_grad_steps")}
-    return ZeroUnlearnGDHyperParams(**({"model_name": "tiny"} | shared | changes))
+    return ZeroUnlearnGD(**({"model_name": "tiny"} | shared | changes))
 
 
 def test_the_gradient_variant_keeps_what_text_uses_and_moves_the_forget_keys(small_tokenizer, hp, caplog) -> None:

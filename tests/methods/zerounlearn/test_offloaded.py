@@ -14,13 +14,13 @@ from tests.model.test_layout import IDS, hparams, logits, offloaded, plain
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import ConfigError, LayoutError
 from zerounlearn.methods.zerounlearn import method as module
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
 from zerounlearn.methods.zerounlearn.method import layout_of, unlearn
 
 CORPUS = Corpus("tiny", lambda: [f"In the year {i} the weather was fine." for i in range(60)])
 
 
-def run_for(kind: str, folder: Path) -> ZeroUnlearnHyperParams:
+def run_for(kind: str, folder: Path) -> ZeroUnlearn:
     return hparams(kind, mom2_n_samples=60, mom2_dtype="float64", stats_dir=str(folder), regularization_lam=3.0)
 
 
@@ -63,18 +63,18 @@ def test_a_failure_leaves_it_as_it_was(place: str, small_tokenizer, tmp_path: Pa
 
 
 def test_what_cannot_be_given_back_or_written_is_refused(small_tokenizer, tmp_path: Path) -> None:
-    from zerounlearn.easyedit.adapter import apply_zerounlearn_to_model
+    from zerounlearn.easyedit.adapter import apply_to_model
 
     there = offloaded("llama", "disk", tmp_path, len(small_tokenizer))
     before = logits(there)
     request = {"prompt": "The capital of France is", "subject": "France", "ground_truth": "Paris", "target_new": ""}
     run = dataclasses.replace(run_for("llama", tmp_path), mom2_adjustment=False)
     with pytest.raises(LayoutError, match="EasyEdit could not put it back"):
-        apply_zerounlearn_to_model(
+        apply_to_model(
             there.model, small_tokenizer, [request], run, return_orig_weights=True, keep_original_weight=True
         )
     assert torch.equal(logits(there), before)
-    model, originals = apply_zerounlearn_to_model(there.model, small_tokenizer, [request], run)
+    model, originals = apply_to_model(there.model, small_tokenizer, [request], run)
     assert originals == {}
     assert not torch.allclose(model(input_ids=IDS).logits, before)
     with torch.device("meta"):

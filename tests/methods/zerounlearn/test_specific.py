@@ -16,7 +16,7 @@ from tests.helpers import FACTS, hparams_for, tiny
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, OutputError, RequestError
-from zerounlearn.methods.zerounlearn.config import PRESETS, ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
 from zerounlearn.methods.zerounlearn.method import unlearn
 from zerounlearn.model.lineage import STATE_FILE, Lineage, Trace
 
@@ -190,16 +190,16 @@ def test_more_keys_than_inputs_are_kept_as_their_triangle() -> None:
 
 
 def test_presets_and_what_overrides_them(tmp_path: Path) -> None:
-    values = PRESETS["specific"]
-    hp = ZeroUnlearnHyperParams(model_name="x", layers=[1], preset="specific")
+    values = ZeroUnlearn.PRESETS["specific"]
+    hp = ZeroUnlearn(model_name="x", layers=[1], preset="specific")
     assert {name: getattr(hp, name) for name in values} == values
     file = tmp_path / "run.yaml"
     file.write_text("model_name: x\nlayers: [1]\nfact_token: subject_last\nv_lr: 0.3\nforget_KKT_lam: 50\n")
-    published = ZeroUnlearnHyperParams.from_hparams(file)
+    published = ZeroUnlearn.from_hparams(file)
     assert (published.fact_token, published.orthogonality) == ("subject_last", "output")
-    hp = ZeroUnlearnHyperParams.from_hparams(file, ["preset=specific"])
-    assert (hp.context_keys, hp.forget_KKT_lam, hp.v_lr) == ("each", values["forget_KKT_lam"], 0.3)
-    hp = ZeroUnlearnHyperParams.from_hparams(file, ["preset=specific", "context_keys=mean", "strength=1"])
+    hp = ZeroUnlearn.from_hparams(file, ["preset=specific"])
+    assert (hp.context_keys, hp.forget_KKT_lam, hp.v_lr) == ("each", 50.0, 0.3)  # what the file says, wins
+    hp = ZeroUnlearn.from_hparams(file, ["preset=specific", "context_keys=mean", "strength=1"])
     assert (hp.context_keys, hp.strength, hp.z_objective) == ("mean", 1.0, "suppress")
 
 
@@ -216,7 +216,7 @@ def test_presets_and_what_overrides_them(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_together_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ZeroUnlearnHyperParams(**({"model_name": "x", "layers": [1]} | changes))
+        ZeroUnlearn(**({"model_name": "x", "layers": [1]} | changes))
 
 
 def test_a_fact_cannot_be_both_forgotten_and_kept(small_tokenizer, hp) -> None:

@@ -123,7 +123,7 @@ def test_little_memory_makes_small_passes_and_the_same_vectors(
     most, one = max(tokens), len(tapes)
     tokens.clear()
     monkeypatch.setattr("zerounlearn.methods.zerounlearn.batches.free_memory", lambda _: 300_000)
-    hp.z_batch_size = None  # as many as memory allows
+    hp = hp.replace(z_batch_size=None)  # as many as memory allows
     little = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     assert one == 1
     assert len(tapes) > 2
@@ -185,7 +185,10 @@ def test_a_loss_layer_below_the_last(small_tokenizer) -> None:
     assert (shallow.vectors - optimise(
         find_layout(model, deep), small_tokenizer, problems, PREFIXES, deep, progress=None
     ).vectors).norm() > 1e-3  # fmt: skip
-    hp.kl_factor = deep.kl_factor = 0.0  # the KL term is read from the model's own end in either case
+    hp, deep = (
+        hp.replace(kl_factor=0.0),
+        deep.replace(kl_factor=0.0),
+    )  # the KL term is read from the model's own end in either case
     left = optimise(find_layout(model, hp), small_tokenizer, problems, PREFIXES, hp, progress=None)
     right = optimise(find_layout(cut, deep), small_tokenizer, problems, PREFIXES, deep, progress=None)
     assert_close(left.vectors, right.vectors, rtol=1e-7, atol=1e-7)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request, check_requests
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
-from zerounlearn.methods.gradient.config import BaselineHyperParams, RetainingHyperParams
+from zerounlearn.methods.gradient.config import GradientMethod, RetainingMethod
 from zerounlearn.methods.gradient.sequences import Reader, text_samples
 from zerounlearn.methods.gradient.terms import Term, answer_samples, forget_term, retain_term
 from zerounlearn.methods.zerounlearn.method import find_layout
@@ -41,7 +41,7 @@ def unlearn_by_gradient(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
-    hparams: BaselineHyperParams,
+    hparams: GradientMethod,
     *,
     retain: Sequence[Request] = (),
     texts: Sequence[str] = (),
@@ -64,7 +64,6 @@ def unlearn_by_gradient(
         IllPosedError: the loss, its gradient or a weight is no longer finite; the weights are restored.
     """
     requests = check_requests(requests)
-    hparams.validate()
     weight = _check_retain(hparams, requests, retain, texts)
     layout = find_layout(model, hparams)
     chosen = _chosen(layout, hparams)
@@ -76,7 +75,7 @@ def unlearn_by_gradient(
         start = time.perf_counter()
         reader = Reader(model, tokenizer)
         terms = {"forget": (1.0, forget_term(reader, layout, tokenizer, requests, hparams))}
-        if isinstance(hparams, RetainingHyperParams) and weight:
+        if isinstance(hparams, RetainingMethod) and weight:
             kept = answer_samples(tokenizer, retain) + text_samples(tokenizer, texts, hparams.text_max_length)
             if not kept:
                 raise ConfigError(f"{hparams.alg_name}: none of the {len(texts)} retain texts has two tokens")
@@ -92,7 +91,7 @@ def unlearn_by_gradient(
 def _descend(
     terms: dict[str, tuple[float, Term]],
     chosen: dict[str, nn.Parameter],
-    hparams: BaselineHyperParams,
+    hparams: GradientMethod,
     outcome: Outcome,
 ) -> None:
     parameters = list(chosen.values())
@@ -130,7 +129,7 @@ def _descend(
     log.info("%s: losses of the last of %d steps: %s", hparams.alg_name, hparams.steps, last)
 
 
-def _check_finite(what: str, value: float, step: int, hparams: BaselineHyperParams) -> None:
+def _check_finite(what: str, value: float, step: int, hparams: GradientMethod) -> None:
     if value - value == 0:
         return
     remedy = (
@@ -142,11 +141,11 @@ def _check_finite(what: str, value: float, step: int, hparams: BaselineHyperPara
 
 
 def _check_retain(
-    hparams: BaselineHyperParams, requests: Sequence[Request], retain: Sequence[Request], texts: Sequence[str]
+    hparams: GradientMethod, requests: Sequence[Request], retain: Sequence[Request], texts: Sequence[str]
 ) -> float:
     """The retain term's weight, 0 where the method has none."""
     given = bool(retain or texts)
-    if not isinstance(hparams, RetainingHyperParams):
+    if not isinstance(hparams, RetainingMethod):
         if given:
             raise ConfigError(f"{hparams.alg_name} has no retain term, so a retain set would change nothing: drop it")
         return 0.0
@@ -161,7 +160,7 @@ def _check_retain(
     return hparams.retain_weight
 
 
-def _chosen(layout: Layout, hparams: BaselineHyperParams) -> dict[str, nn.Parameter]:
+def _chosen(layout: Layout, hparams: GradientMethod) -> dict[str, nn.Parameter]:
     """The parameters to train, by name."""
     if hparams.layers:
         chosen = {layout.weight_names[layer]: layout.parameter(layer) for layer in hparams.layers}

@@ -14,13 +14,13 @@ from zerounlearn.data.request import Request, target_ids
 from zerounlearn.errors import ConfigError
 from zerounlearn.methods.gradient import objectives
 from zerounlearn.methods.gradient.config import (
-    BaselineHyperParams,
-    DPOUnlearnHyperParams,
-    IdkPOHyperParams,
-    NPOHyperParams,
-    RetainingAnswersHyperParams,
-    RMUHyperParams,
-    SimNPOHyperParams,
+    DPO,
+    NPO,
+    RMU,
+    GradientMethod,
+    IdkPO,
+    RetainingAnswers,
+    SimNPO,
 )
 from zerounlearn.methods.gradient.sequences import Reader, Sample, chunks
 from zerounlearn.model.layout import Layout
@@ -52,7 +52,7 @@ def forget_term(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
-    hparams: BaselineHyperParams,
+    hparams: GradientMethod,
 ) -> Term:
     """What the method minimises on the forget set; a reference is read here, once, from the model as it is.
 
@@ -67,19 +67,19 @@ def forget_term(
     def ascent(batch: list[int]) -> Tensor:
         return objectives.ascent(log_p(batch))
 
-    if isinstance(hparams, NPOHyperParams):
+    if isinstance(hparams, NPO):
         beta, reference = hparams.beta, _reference(reader, answers, hparams)
         return Term(len(answers), lambda batch: objectives.npo(log_p(batch), reference[batch], beta))
 
-    if isinstance(hparams, SimNPOHyperParams):
+    if isinstance(hparams, SimNPO):
         beta, gamma, sizes = hparams.beta, hparams.gamma, _sizes(answers)
         return Term(
             len(answers),
             lambda batch: objectives.simnpo(p := log_p(batch), sizes[batch].to(p.device), beta, gamma),
         )
 
-    if isinstance(hparams, (DPOUnlearnHyperParams, IdkPOHyperParams)):
-        if isinstance(hparams, IdkPOHyperParams):
+    if isinstance(hparams, (DPO, IdkPO)):
+        if isinstance(hparams, IdkPO):
             requests, preferred_text = [replace(r, neutral=None) for r in requests], hparams.idk_text
         else:
             preferred_text = hparams.neutral_target
@@ -94,7 +94,7 @@ def forget_term(
 
         return Term(len(answers), preference)
 
-    if isinstance(hparams, RMUHyperParams):
+    if isinstance(hparams, RMU):
         block = layout.blocks[_rmu_layer(layout, hparams)]
         generator = torch.Generator().manual_seed(hparams.seed)
         u = objectives.random_direction(layout.model.config.get_text_config().hidden_size, generator=generator)
@@ -109,9 +109,9 @@ def forget_term(
     return Term(len(answers), ascent)
 
 
-def retain_term(reader: Reader, layout: Layout, samples: Sequence[Sample], hparams: BaselineHyperParams) -> Term:
+def retain_term(reader: Reader, layout: Layout, samples: Sequence[Sample], hparams: GradientMethod) -> Term:
     """What the method minimises on what is to be kept; a reference is read here, once, from the model as it is."""
-    if isinstance(hparams, RMUHyperParams):
+    if isinstance(hparams, RMU):
         block = layout.blocks[_rmu_layer(layout, hparams)]
         frozen: list[Tensor] = []
         with torch.no_grad():
@@ -124,7 +124,7 @@ def retain_term(reader: Reader, layout: Layout, samples: Sequence[Sample], hpara
 
         return Term(len(samples), kept)
 
-    if isinstance(hparams, RetainingAnswersHyperParams) and hparams.retain_loss == "kl":
+    if isinstance(hparams, RetainingAnswers) and hparams.retain_loss == "kl":
         # States are kept, not logits: a thousand tokens' over a vocabulary of 50,000 take 200 MB.
         states: list[Tensor] = []
         with torch.no_grad():
@@ -151,7 +151,7 @@ def retain_term(reader: Reader, layout: Layout, samples: Sequence[Sample], hpara
 
 
 @torch.no_grad()
-def _reference(reader: Reader, samples: Sequence[Sample], hparams: BaselineHyperParams) -> Tensor:
+def _reference(reader: Reader, samples: Sequence[Sample], hparams: GradientMethod) -> Tensor:
     return torch.cat([reader.log_p(part) for part in chunks(samples, hparams.minibatch_size)])
 
 
@@ -164,7 +164,7 @@ def _wide(hidden: Tensor) -> Tensor:
     return hidden if hidden.dtype == torch.float64 else hidden.float()
 
 
-def _rmu_layer(layout: Layout, hparams: RMUHyperParams) -> int:
+def _rmu_layer(layout: Layout, hparams: RMU) -> int:
     layer = hparams.rmu_layer
     if layer is None or layer >= len(layout.blocks):
         raise ConfigError(f"rmu_layer={layer}: this model's layers are numbered 0 to {len(layout.blocks) - 1}")

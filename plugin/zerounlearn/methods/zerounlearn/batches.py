@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import LocatedEdit
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.model.replay import Suffix
@@ -109,7 +109,7 @@ def build(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     prefixes: Sequence[str],
-    hparams: ZeroUnlearnHyperParams,
+    hparams: LocatedEdit,
 ) -> list[Row]:
     """The rows of every problem: each context's prompt with the target's head start, then '{subject} is a'."""
     rows = []

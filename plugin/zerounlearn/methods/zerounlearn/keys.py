@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import LocatedEdit
 from zerounlearn.model.hooks import inputs_of
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_tokens
@@ -27,7 +27,7 @@ class Walk:
 
     def __init__(
         self, layout: Layout, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
-        prefixes: Sequence[str], hparams: ZeroUnlearnHyperParams,
+        prefixes: Sequence[str], hparams: LocatedEdit,
     ) -> None:  # fmt: skip
         self.layout, self.layers, self.requests = layout, hparams.layers, len(requests)
         self.each, self.strength = hparams.context_keys == "each", hparams.strength

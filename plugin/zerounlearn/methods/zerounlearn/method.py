@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +29,12 @@ from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request, check_requests, target_ids
 from zerounlearn.errors import ConfigError, IllPosedError, RequestError
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
+from zerounlearn.methods.base import LayerOutcome
+from zerounlearn.methods.zerounlearn.config import DescentConfig, LocatedEdit
 from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
 from zerounlearn.methods.zerounlearn.keys import Walk
 from zerounlearn.methods.zerounlearn.vectors import Problem, Solution, optimise
+from zerounlearn.model.families import templates_of
 from zerounlearn.model.fingerprint import tensor_digest
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
@@ -44,26 +46,6 @@ log = logging.getLogger(__name__)
 
 # Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
 _RANK_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class LayerOutcome:
-    """What was done to one layer, measured on the weight as written.
-
-    `leakage` is ‖QᵀW'K‖/‖QᵀWK‖ (None without a Q), `relative_change` ‖W'−W‖/‖W‖, `rounding` the share of the change
-    that the weight's dtype lost, `rank` that of Q, `kept` the number of keys of the retain set and of earlier edits
-    that took part, `form` says which problem was solved, `distance` is the mean ‖target − h_L‖ that the layer started
-    from.
-    """
-
-    layer: int
-    leakage: float | None
-    relative_change: float
-    rounding: float
-    rank: int
-    kept: int
-    form: str
-    distance: float
 
 
 @dataclass(frozen=True)
@@ -95,33 +77,18 @@ class Outcome:
     sensitive_loss: tuple[float, float] = (0.0, 0.0)
 
 
-class Templates(Protocol):
-    """Hyperparameters that say where a model's layers are, by EasyEdit's names."""
-
-    layers: list[int]
-    rewrite_module_tmp: str
-    layer_module_tmp: str
-    ln_f_module: str
-    lm_head_module: str
-
-
-def find_layout(model: PreTrainedModel, hparams: Templates) -> Layout:
+def find_layout(model: PreTrainedModel, hparams: Any) -> Layout:
     """The model's layout under the run's templates; the weights themselves are not looked at.
 
     Raises:
         LayoutError: see `Layout.of`.
     """
-    return Layout.of(
-        model,
-        hparams.layers,
-        rewrite_module_tmp=hparams.rewrite_module_tmp,
-        layer_module_tmp=hparams.layer_module_tmp,
-        ln_f_module=hparams.ln_f_module,
-        lm_head_module=hparams.lm_head_module,
-    )
+    names = templates_of(model, hparams)
+    wanted = ("rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module")
+    return Layout.of(model, hparams.layers, **{name: names[name] for name in wanted})
 
 
-def layout_of(model: PreTrainedModel, hparams: ZeroUnlearnHyperParams) -> Layout:
+def layout_of(model: PreTrainedModel, hparams: LocatedEdit) -> Layout:
     """The model's layout, with finite weights in the layers to be edited.
 
     Raises:
@@ -139,7 +106,7 @@ def unlearn(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
-    hparams: ZeroUnlearnHyperParams,
+    hparams: Any,
     corpus: Corpus | None,
     *,
     retain: Sequence[Request] = (),
@@ -162,7 +129,6 @@ def unlearn(
             weights restored.
     """
     requests = check_requests(requests)
-    hparams.validate()
     both = {r.prompt for r in requests} & {r.prompt for r in retain}
     if both:
         raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
@@ -196,11 +162,7 @@ def unlearn(
                 )
             with clock("vectors"):
                 vectors = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, outcome)
-        elif (
-            hparams.orthogonality != "none"
-            and hparams.sensitive_from == "original"
-            and set(vectors.V) != set(hparams.layers)
-        ):
+        elif hparams.needs_sensitive and hparams.sensitive_from == "original" and set(vectors.V) != set(hparams.layers):
             raise ConfigError(f"vectors hold V_u of layers {sorted(vectors.V)}, and {hparams.layers} are to be edited")
         outcome.vectors = vectors
         z, V, prefixes = vectors.z, dict(vectors.V), vectors.prefixes
@@ -210,7 +172,7 @@ def unlearn(
             target = walk.target(z)
         for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
             with clock("vectors"):
-                if layer not in V and hparams.orthogonality != "none":
+                if layer not in V and hparams.needs_sensitive:
                     V[layer] = _sensitive(layout, tokenizer, requests, [layer], prefixes, hparams).vectors
             with clock("keys"):
                 keys = walk.keys(layer)
@@ -230,7 +192,7 @@ def unlearn(
 
 def _edit_layer(
     layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, gap: Tensor,
-    remaining: int, V: Tensor | None, hparams: ZeroUnlearnHyperParams,
+    remaining: int, V: Tensor | None, hparams: Any,
 ) -> LayerOutcome:  # fmt: skip
     """Solve for one layer and write its weight: `keys` get their part of `gap` as residuals, `keep` stays."""
     where = f"layer {layer}"
@@ -246,7 +208,7 @@ def _edit_layer(
     held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
     kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
     directions = W.new_zeros(W.shape[0], 0)
-    if isinstance(hparams, ZeroUnlearnGDHyperParams):
+    if isinstance(hparams, DescentConfig):
         update, form = _additive(W, C, keys, kept, R, Q, hparams, where)
     elif hparams.orthogonality == "output":
         # What earlier edits took away must not come back with R, so it is projected out again.
@@ -275,7 +237,7 @@ def _edit_layer(
 
 def _multiplicative(
     W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, lost: Tensor | None,
-    hparams: ZeroUnlearnHyperParams, where: str,
+    hparams: Any, where: str,
 ) -> tuple[LowRankUpdate, str]:  # fmt: skip
     """The published closed form W ← D W."""
     base = factor_base(
@@ -295,7 +257,7 @@ def _multiplicative(
 
 
 def _on_keys(
-    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, hparams: ZeroUnlearnHyperParams,
+    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, hparams: Any,
     where: str,
 ) -> tuple[LowRankUpdate, str]:  # fmt: skip
     """Ours, W ← W + Δ, which changes what the layer writes for keys like the forget keys and for no others."""
@@ -320,7 +282,7 @@ def _additive(
     kept: Tensor,
     R: Tensor,
     Q: Tensor,
-    hparams: ZeroUnlearnGDHyperParams,
+    hparams: Any,
     where: str,
 ) -> tuple[LowRankUpdate, str]:
     """ZeroUnlearn-GD's W ← W + Δ, whose free space is that of C and the keys to keep."""
@@ -350,7 +312,7 @@ def _vectors(
     requests: Sequence[Request],
     neutral: Sequence[tuple[int, ...]],
     prefixes: Sequence[str],
-    hparams: ZeroUnlearnHyperParams,
+    hparams: Any,
     outcome: Outcome,
 ) -> Vectors:
     """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
@@ -361,7 +323,7 @@ def _vectors(
         problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, first, strict=True)]
     else:
         problems = [Problem(r, t, last, "block") for r, t in zip(requests, neutral, strict=True)]
-    if hparams.sensitive_from == "original" and hparams.orthogonality != "none":
+    if hparams.sensitive_from == "original" and hparams.needs_sensitive:
         problems += _sensitive_problems(tokenizer, requests, hparams.layers)
     found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
     n = len(requests)
@@ -385,7 +347,7 @@ def _sensitive(
     requests: Sequence[Request],
     layers: Sequence[int],
     prefixes: Sequence[str],
-    hparams: ZeroUnlearnHyperParams,
+    hparams: Any,
 ) -> Solution:
     problems = _sensitive_problems(tokenizer, requests, layers)
     return optimise(layout, tokenizer, problems, prefixes, hparams, progress=f"V_u of layers {list(layers)}")

@@ -29,7 +29,7 @@ from zerounlearn.methods.zerounlearn.batches import (
     vectors_at_a_time,
 )
 from zerounlearn.methods.zerounlearn.batches import Problem as Problem
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearnHyperParams
+from zerounlearn.methods.zerounlearn.config import LocatedEdit
 from zerounlearn.methods.zerounlearn.losses import log_probabilities, read_losses
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
@@ -61,7 +61,7 @@ def optimise(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     prefixes: Sequence[str],
-    hparams: ZeroUnlearnHyperParams,
+    hparams: LocatedEdit,
     *,
     progress: str | None = "vectors",
 ) -> Solution:
@@ -102,7 +102,7 @@ def _optimise_chunk(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     prefixes: Sequence[str],
-    hparams: ZeroUnlearnHyperParams,
+    hparams: LocatedEdit,
     bar: Any,
 ) -> Solution:
     rows = build(tokenizer, problems, prefixes, hparams)
