@@ -110,9 +110,11 @@ def stats(hparams_file: Path, overrides: tuple[str, ...]) -> None:
     from zerounlearn.easyedit.editor import ZeroUnlearnEditor
     from zerounlearn.methods.zerounlearn.method import layout_of
     from zerounlearn.statistics.collect import second_moments
+    from zerounlearn.statistics.files import check_stats_dir
     from zerounlearn.statistics.processes import Processes
 
     check_corpus(hparams.mom2_dataset)
+    check_stats_dir(hparams.stats_dir)
     _check_without_weights(hparams)
     with _terminated_as_interrupted(), Processes.launched(str(hparams.device)) as processes:
         if processes.count > 1 and processes.device.type != "cpu":
@@ -245,10 +247,12 @@ def _check_without_weights(hparams: Any) -> None:
     from zerounlearn.data.retain import check_retain_set
     from zerounlearn.easyedit.editor import check_dispatch
     from zerounlearn.methods.zerounlearn.method import find_layout
+    from zerounlearn.statistics.files import check_stats_dir
 
     check_dispatch(hparams.model_name)
     if hparams.mom2_adjustment:
         check_corpus(hparams.mom2_dataset)
+        check_stats_dir(hparams.stats_dir)
     check_retain_set(hparams.retain_set)
     try:
         config = AutoConfig.from_pretrained(hparams.model_name)

@@ -37,7 +37,7 @@ from zerounlearn.model.snapshot import Snapshot
 from zerounlearn.model.tokens import embedding_rows
 from zerounlearn.statistics.collect import second_moments
 from zerounlearn.statistics.config import StatisticsConfig
-from zerounlearn.statistics.files import StoredMoments
+from zerounlearn.statistics.files import StoredMoments, check_stats_dir
 
 UNRELATED = (
     "The weather was mild for the time of year, and most of the shops stayed open",
@@ -91,6 +91,7 @@ class FrameworkMethod(UnlearningMethod):
         """
         if getattr(self.hparams, "mom2_adjustment", False):
             check_corpus(self.hparams.mom2_dataset)
+            check_stats_dir(self.hparams.stats_dir)
         templates = ("rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module")
         if all(hasattr(self.hparams, name) for name in (*templates, "layers")):
             Layout.of(skeleton, self.hparams.layers, **{name: getattr(self.hparams, name) for name in templates})

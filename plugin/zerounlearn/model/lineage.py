@@ -225,5 +225,5 @@ def _sound(trace: Trace) -> bool:
 
 
 def _shortened(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 200 else text[:199] + "…"

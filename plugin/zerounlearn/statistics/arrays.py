@@ -99,7 +99,7 @@ def opened(path: Path) -> Iterator[Arrays]:
         ) from error
     except Exception as error:  # zipfile, zlib and numpy's parser raise too many kinds to list
         raise StatisticsError(
-            f"statistics cache {str(path)!r} is unreadable or truncated ({str(error)[:200]}): delete it to have it "
+            f"statistics cache {str(path)!r} is unreadable or truncated ({' '.join(str(error).split())[:200]}): delete it to have it "
             "computed again"
         ) from error
 

@@ -298,10 +298,13 @@ def check_stats_dir(name: str) -> None:
     try:
         path = Path(name)
         for place in (path, *path.parents):
-            if os.path.lexists(place):
-                if not place.is_dir():
-                    raise ConfigError(f"stats_dir={name!r}: {str(place)!r} is not a folder: name another")
-                return
+            try:
+                place.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if not place.is_dir():
+                raise ConfigError(f"stats_dir={name!r}: {str(place)!r} is not a folder: name another")
+            return
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

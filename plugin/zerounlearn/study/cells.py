@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 import zerounlearn
+from zerounlearn.errors import OutputError
 from zerounlearn.files import write_text
-from zerounlearn.study.material import digest
+from zerounlearn.model.fingerprint import value_digest
+
+log = logging.getLogger(__name__)
 
 DONE, FAILED = "done", "failed"
 
@@ -21,7 +28,7 @@ Record = dict[str, Any]
 `before` and `after` by metric, the same for each of its `facts`, `seconds` by stage, `peak_bytes` of the unlearning,
 the `weights` hash before it and whether they were `restored`, the `hparams` and the `environment`. A base's, which
 the methods share, has `id`, `status`, `error`, `measures`, `facts`, `reference` (truth ratios or null), `seconds`
-and `weights`."""
+and `weights`. The file has a checksum beside them."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,14 @@ Job = PrepareJob | BaseJob | CellJob
 def base_id(draw: Draw, depends_on: Mapping[str, Any]) -> str:
     """A name that changes with anything that the base model's numbers depend on."""
     versions = [zerounlearn.__version__, *(metadata.version(name) for name in ("torch", "transformers"))]
-    key = digest({**depends_on, "versions": versions, "draw": asdict(draw)})
+    key = value_digest({**depends_on, "versions": versions, "draw": asdict(draw)})
     return f"{_slug(draw.dataset)}-n{draw.n}-s{draw.seed}-{key}"
 
 
 def cell_id(cell: Cell, base: str, settings: Mapping[str, Any]) -> str:
     """A name that changes with anything that the cell's numbers depend on."""
     draw = cell.draw
-    key = digest({"base": base, "settings": settings, "cell": cell.coordinates()})
+    key = value_digest({"base": base, "settings": settings, "cell": cell.coordinates()})
     return f"{_slug(cell.method)}-{_slug(draw.dataset)}-n{draw.n}-s{draw.seed}-{key}"
 
 
@@ -98,22 +105,143 @@ def failed(job: Job, error: str) -> Record:
     return {"id": "" if isinstance(job, PrepareJob) else job.id, "status": FAILED, "error": error}
 
 
-def read(file: Path) -> Record | None:
-    """A record, or None where there is none that can be read: it is then made again."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def read_cell(file: Path, cell: Cell) -> Record | None:
+    """A cell's record, or None where there is none, or none that is whole and of this cell: it is then made again.
+
+    Raises:
+        OutputError: what lies there is not a file, or cannot be read.
+    """
+    record = _read(file, _CellRecord)
+    if record is not None and record["cell"] != cell.coordinates():
+        log.warning("%s is the record of %s, not of %s: the cell is run again", file, record["cell"], cell)
         return None
-    return record if isinstance(record, dict) and record.get("id") == file.stem else None
+    return record
+
+
+def read_base(file: Path) -> Record | None:
+    """A base's record, or None where there is none, or none that is whole: it is then made again.
+
+    Raises:
+        OutputError: what lies there is not a file, or cannot be read.
+    """
+    return _read(file, _BaseRecord)
 
 
 def write(folder: Path, record: Record) -> None:
-    """Write a record under its id, as a whole.
+    """Write a record under its id, as a whole, with a checksum.
 
     Raises:
         OutputError: it cannot be written.
     """
-    write_text(folder / f"{record['id']}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    whole = {**record, _CHECKSUM: value_digest(json.loads(json.dumps(record)))}
+    write_text(folder / f"{record['id']}.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+_CHECKSUM = "checksum"
+_LARGEST = 1 << 28  # bytes of a record
+
+Numbers = dict[str, float | None]
+
+
+class _Checked(BaseModel):
+    """Types as JSON has them, none converted; fields that a later version adds are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Coordinates(_Checked):
+    method: str
+    algorithm: str
+    dataset: str
+    n: int
+    seed: int
+
+
+class _Said(_Checked):
+    said: bool
+    probability: float
+
+
+class _Fact(_Checked):
+    prompt: str
+    answer: str
+    before: _Said
+    after: _Said
+
+
+class _Stored(_Checked):
+    id: str
+    status: Literal["done", "failed"]
+    error: str | None
+    seconds: dict[str, float]
+    weights: str
+
+    @model_validator(mode="after")
+    def _says_why_it_failed(self) -> _Stored:
+        if (self.status == FAILED) != (self.error is not None):
+            raise ValueError("status and error contradict each other")
+        return self
+
+
+class _CellRecord(_Stored):
+    cell: _Coordinates
+    before: Numbers
+    after: Numbers
+    facts: list[_Fact]
+    peak_bytes: int
+    restored: bool
+    hparams: dict[str, Any]
+    environment: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _holds_results_if_done(self) -> _CellRecord:
+        if self.status == DONE and not (self.after and self.facts and {"unlearn", "evaluate"} <= self.seconds.keys()):
+            raise ValueError("it is done, and has no results")
+        return self
+
+
+class _BaseRecord(_Stored):
+    measures: Numbers
+    facts: list[_Said]
+    reference: list[float] | None
+
+    @model_validator(mode="after")
+    def _holds_results_if_done(self) -> _BaseRecord:
+        if self.status == DONE and not (self.measures and self.facts):
+            raise ValueError("it is done, and has no results")
+        return self
+
+
+def _read(file: Path, kind: type[_Stored]) -> Record | None:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise OutputError(f"{str(file)!r} is not a file, and a record is to be written there: move it away")
+        content = file.read_bytes() if status.st_size <= _LARGEST else b""
+    except FileNotFoundError:
+        return None
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{str(file)!r} cannot be read: {error}; move it away, or make it readable") from error
+    try:
+        record = json.loads(content)
+        checked = kind.model_validate(record)
+        if checked.id != file.stem:
+            raise ValueError(f"its id is {checked.id!r}")
+        if record.pop(_CHECKSUM, None) != value_digest(record):
+            raise ValueError("its checksum is missing or wrong")
+    except (ValueError, RecursionError) as error:  # of json, its decoder and pydantic
+        log.warning("%s is damaged (%s): it is made again", file, _shortened(error))
+        return None
+    return dict(record)
+
+
+def _shortened(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    return " ".join(str(error).split())[:200]
 
 
 def _slug(label: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +16,7 @@ from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
 from zerounlearn.evaluate.probes import Items, Probes
+from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.study.spec import DataSpec
 
 _PACKAGED = ("evaluation", "development", "all")
@@ -128,13 +127,7 @@ class Material:
 
     def digest(self) -> str:
         """Of everything in it, in its order."""
-        return digest(asdict(self))
-
-
-def digest(value: Any) -> str:
-    """16 hexadecimal digits over anything that JSON can hold, the same whatever the order of a mapping's keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return value_digest(asdict(self))
 
 
 def _load(spec: DataSpec, options: Mapping[str, Any]) -> list[Entry]:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
 from zerounlearn.methods.base import Edit, UnlearningMethod, load_method
 from zerounlearn.model.device import resolved
-from zerounlearn.study.material import Material, digest
+from zerounlearn.model.fingerprint import value_digest
+from zerounlearn.study.material import Material
 from zerounlearn.study.spec import MethodSpec, ModelSpec
 
 # The study says these, alike for all methods, or they say where and not what.
@@ -49,7 +50,7 @@ class Row:
 
     def identity(self) -> dict[str, Any]:
         """All that the method's result depends on, but for model, draw and seed."""
-        return self.settings() | {name: digest(value) for name, value in self.method.identity().items()}
+        return self.settings() | {name: value_digest(value) for name, value in self.method.identity().items()}
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Check layers, templates and corpus on a model without weights.

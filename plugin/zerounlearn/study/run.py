@@ -102,7 +102,7 @@ class Plan:
 
     def record(self, planned: Planned) -> Record | None:
         """The cell's record, if it has been run with these very settings."""
-        return records.read(self.cell_folder / f"{planned.id}.json")
+        return records.read_cell(self.cell_folder / f"{planned.id}.json", planned.cell)
 
     def done(self, planned: Planned) -> bool:
         """Whether the cell is finished; one that failed is not, and is run again."""
@@ -181,7 +181,7 @@ def _bases(plan: Plan, pending: Sequence[Planned], engine: Engine) -> dict[str, 
     draws = {planned.base: planned.cell.draw for planned in pending}
     bases: dict[str, Record] = {}
     for name in draws:
-        record = records.read(plan.base_folder / f"{name}.json")
+        record = records.read_base(plan.base_folder / f"{name}.json")
         if record is not None and record.get("status") == DONE:
             bases[name] = record
     labels = tuple(dict.fromkeys(planned.cell.method for planned in pending))

@@ -19,7 +19,7 @@ from zerounlearn.data.retain import check_retain_set, retain_set
 from zerounlearn.errors import ConfigError
 from zerounlearn.methods.base import Edit, Method, methods
 from zerounlearn.model.tokens import FactToken
-from zerounlearn.statistics.config import Precision, StatisticsConfig
+from zerounlearn.statistics.config import Precision, StatisticsConfig, check_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -156,6 +156,7 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         check_retain_set(self.retain_set)
         if self.mom2_adjustment:
             check_corpus(self.mom2_dataset)
+            check_statistics(self)
         layout = find_layout(skeleton, self)
         if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             raise ConfigError(
