@@ -98,9 +98,9 @@ def opened(path: Path) -> Iterator[Arrays]:
             f"statistics cache {str(path)!r}: {error}: it belongs to another model; delete it or set another stats_dir"
         ) from error
     except Exception as error:  # zipfile, zlib and numpy's parser raise too many kinds to list
+        reason = " ".join(str(error).split())[:200]
         raise StatisticsError(
-            f"statistics cache {str(path)!r} is unreadable or truncated ({' '.join(str(error).split())[:200]}): delete it to have it "
-            "computed again"
+            f"statistics cache {str(path)!r} is unreadable or truncated ({reason}): delete it to have it computed again"
         ) from error
 
 
