@@ -44,10 +44,6 @@ class SecondMoment:
         self.count += other.count
         return self
 
-    def __add__(self, other: SecondMoment) -> SecondMoment:
-        """The moment of the rows of both."""
-        return SecondMoment(self.count + other.count, self.total + other.total)
-
     def clear(self) -> SecondMoment:
         """Forget all rows, in place, and return self."""
         self.total.zero_()

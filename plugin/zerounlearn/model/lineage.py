@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import OutputError
@@ -138,13 +139,7 @@ class Lineage:
         Raises:
             OutputError: the state is of a weight of another shape.
         """
-        for trace in self.traces.get(name, ()):
-            if (trace.outputs.shape[1], trace.keys.shape[1]) != tuple(W.shape):
-                raise OutputError(
-                    f"{self.file!r} holds edits of {name} with {trace.keys.shape[1]} inputs and "
-                    f"{trace.outputs.shape[1]} outputs, the weight has {W.shape[1]} and {W.shape[0]}: it is another "
-                    "model's; delete it to go on without"
-                )
+        self._check_shape(name, tuple(W.shape))
         held = [trace for trace in self.traces.get(name, []) if trace.present(W)]
         given = self.traces.get(name, [])
         if self.file and len(held) < len(given):
@@ -155,6 +150,28 @@ class Lineage:
         if name in self.traces:
             self.traces[name] = held
         return held
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Compare names and shapes with a model's weights, which may be on the meta device.
+
+        Raises:
+            OutputError: the state is another model's.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        for name in self.traces:
+            shape = shapes.get(name, ())
+            # GPT-2's Conv1D lies the other way round.
+            owner = model.get_submodule(name.rpartition(".")[0]) if shape else None
+            self._check_shape(name, shape[::-1] if isinstance(owner, Conv1D) else shape)
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        for trace in self.traces.get(name, ()):
+            held = trace.outputs.shape[1], trace.keys.shape[1]
+            if held != shape:
+                raise OutputError(
+                    f"{self.file!r} holds edits of {name} of shape {held}, the model's is {shape or 'not there'}: it "
+                    "is another model's; delete it to go on without"
+                )
 
     def lost(self, name: str, W: Tensor) -> Tensor | None:
         """The recorded directions (d, p) of a weight that W (d, m) really lacks, None where there are none."""

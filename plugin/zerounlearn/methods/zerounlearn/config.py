@@ -18,6 +18,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.data.retain import check_retain_set, retain_set
 from zerounlearn.errors import ConfigError
 from zerounlearn.methods.base import Edit, Method, methods
+from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.tokens import FactToken
 from zerounlearn.statistics.config import Precision, StatisticsConfig, check_statistics
 
@@ -157,6 +158,7 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         if self.mom2_adjustment:
             check_corpus(self.mom2_dataset)
             check_statistics(self)
+        Lineage.of(skeleton).check_fits(skeleton)
         layout = find_layout(skeleton, self)
         if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             raise ConfigError(
