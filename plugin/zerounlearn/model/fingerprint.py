@@ -67,9 +67,10 @@ def _add(seen: hashlib.blake2b, value: Tensor) -> None:
 def fingerprints(layout: Layout, layers: Sequence[int]) -> dict[int, str]:
     """For each layer a digest of all weights that its keys depend on, in one sweep over the model.
 
-    Of each weight below it holds the name, the shape, the dtype, 256 elements spread over it, and the sum of the bit
-    patterns of all elements: exact whatever the device, cheap, and changed by any one element. The layer's own down
-    projection is left out, since keys do not depend on it.
+    Weights are parameters and what the checkpoint holds as buffers. Of each that lies below it takes the name, the
+    shape, the dtype, 256 elements spread over it, and the sum of the bit patterns of all elements: exact whatever the
+    device, cheap, and changed by any one element. The layer's own down projection is left out, since keys do not
+    depend on it.
 
     Args:
         layout: the model.
@@ -79,16 +80,20 @@ def fingerprints(layout: Layout, layers: Sequence[int]) -> dict[int, str]:
     inputs = {id(p) for p in model.get_input_embeddings().parameters()}
     heads = [layout.norm, layout.head, *filter(None, [model.get_output_embeddings()])]
     top = {id(p) for module in heads for p in module.parameters()} - inputs  # the head may be tied to the embedding
-    above = {i: top | {id(p) for block in layout.blocks[i + 1 :] for p in block.parameters()} for i in layers}
+    higher = {i: [w for b in layout.blocks[i + 1 :] for w in (*b.parameters(), *b.buffers())] for i in layers}
+    above = {layer: top | {id(w) for w in weights} for layer, weights in higher.items()}
     for layer, projection in zip(layers, _projections(layout, layers), strict=True):
         above[layer].add(id(projection.weight))
     seen = {layer: hashlib.blake2b(digest_size=16) for layer in layers}
-    for name, parameter in model.named_parameters():
-        below = [layer for layer in layers if id(parameter) not in above[layer]]
+    stored = model.state_dict().keys()  # other buffers follow from the configuration
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored and not buffer.is_meta]
+    for name, weight in (*model.named_parameters(), *buffers):
+        below = [layer for layer in layers if id(weight) not in above[layer]]
         if below:
-            print_ = f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode() + _sample(layout.tensor(name))
+            value = layout.tensor(name) if isinstance(weight, nn.Parameter) else weight
+            described = f"{name} {tuple(weight.shape)} {weight.dtype};".encode() + _sample(value)
             for layer in below:
-                seen[layer].update(print_)
+                seen[layer].update(described)
     return {layer: seen[layer].hexdigest() for layer in layers}
 
 
