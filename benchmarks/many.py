@@ -25,8 +25,8 @@ from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
-from zerounlearn.methods.zerounlearn.config import load_method
-from zerounlearn.methods.zerounlearn.method import Vectors, unlearn
+from zerounlearn.method.zerounlearn.config import load_method
+from zerounlearn.method.zerounlearn.method import Vectors, unlearn
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.report.run import environment
 

@@ -32,11 +32,11 @@ from zerounlearn.data.packaged import Fact, load_facts, split_facts
 from zerounlearn.data.request import target_ids
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
-from zerounlearn.methods.base import load_method
-from zerounlearn.methods.zerounlearn import method as algorithm
-from zerounlearn.methods.zerounlearn.batches import build, distinct
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
-from zerounlearn.methods.zerounlearn.contexts import sample_prefixes
+from zerounlearn.method.base import load_method
+from zerounlearn.method.zerounlearn import method as algorithm
+from zerounlearn.method.zerounlearn.batches import build, distinct
+from zerounlearn.method.zerounlearn.config import ZeroUnlearn
+from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import continuation
 from zerounlearn.statistics.collect import second_moments

@@ -35,12 +35,12 @@ from zerounlearn.data.request import Request
 from zerounlearn.data.retain import draw_retain_set
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.demo.wikipedia import embedded_held_out_texts
-from zerounlearn.evaluate.perplexity import perplexity
-from zerounlearn.evaluate.probes import Probes
+from zerounlearn.evaluation.perplexity import perplexity
+from zerounlearn.evaluation.probes import Probes
 from zerounlearn.files import write_text
-from zerounlearn.methods.base import load_method
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
-from zerounlearn.methods.zerounlearn.method import unlearn
+from zerounlearn.method.base import load_method
+from zerounlearn.method.zerounlearn.config import ZeroUnlearn
+from zerounlearn.method.zerounlearn.method import unlearn
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.report.run import environment
 

@@ -33,8 +33,8 @@ from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.files import write_text
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
-from zerounlearn.methods.zerounlearn.method import unlearn
+from zerounlearn.method.zerounlearn.config import ZeroUnlearn
+from zerounlearn.method.zerounlearn.method import unlearn
 from zerounlearn.model.peak import peak_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "scaling.json"

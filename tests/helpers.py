@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from zerounlearn.data.request import Request
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearn
+from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.model.families import families
 
 FACTS = [

@@ -25,7 +25,7 @@ from tests.conftest import small_bpe
 from tests.helpers import hparams_for, tiny
 from zerounlearn import cli
 from zerounlearn.data.corpora import Corpus
-from zerounlearn.methods.zerounlearn.method import find_layout
+from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.statistics import collect as module
 from zerounlearn.statistics.collect import second_moments
 from zerounlearn.statistics.processes import Processes

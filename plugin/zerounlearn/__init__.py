@@ -1,8 +1,104 @@
-"""ZeroUnlearn: closed-form knowledge unlearning for language models, as an EasyEdit plugin.
+"""ZeroUnlearn: closed-form knowledge unlearning for language models, as a library, a program and an EasyEdit plugin.
 
-Importing this module has no effect on anything else; `import zerounlearn.easyedit` registers the method
-with the framework. Read the package bottom up: `core` (mathematics on plain tensors), `model` (access to
-a transformer), `method` (ZeroUnlearn itself), then the edges: `assets`, `easyedit`, `cli`.
+    import zerounlearn as zu
+
+    edit = zu.unlearn(model, tokenizer, facts, zu.ZeroUnlearn(layers=[16, 17, 18]))
+
+Importing this module has no effect on anything else and imports nothing heavy: every name below is looked up when it is
+first used. `import zerounlearn.easyedit` registers the methods with EasyEdit.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from zerounlearn.version import __version__
+
+if TYPE_CHECKING:
+    from zerounlearn.api import evaluate, unlearn, unlearn_and_report
+    from zerounlearn.data.fact import Fact
+    from zerounlearn.data.request import Request
+    from zerounlearn.errors import (
+        AssetError,
+        ConfigError,
+        EditError,
+        FrameworkError,
+        IllPosedError,
+        LayoutError,
+        OutputError,
+        RegistrationError,
+        RequestError,
+        StatisticsError,
+        ZeroUnlearnError,
+    )
+    from zerounlearn.method.base import Edit, load_method, methods
+    from zerounlearn.method.gradient.config import DPO, GA, NPO, RMU, GradDiff, IdkPO, SimNPO
+    from zerounlearn.method.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
+    from zerounlearn.model.families import families
+    from zerounlearn.report.run import Report
+    from zerounlearn.study.run import run_study
+
+_HOMES = {
+    "api": ("evaluate", "unlearn", "unlearn_and_report"),
+    "data.fact": ("Fact",),
+    "data.request": ("Request",),
+    "errors": (
+        "AssetError", "ConfigError", "EditError", "FrameworkError", "IllPosedError", "LayoutError", "OutputError",
+        "RegistrationError", "RequestError", "StatisticsError", "ZeroUnlearnError",
+    ),
+    "method.base": ("Edit", "load_method", "methods"),
+    "method.gradient.config": ("DPO", "GA", "NPO", "RMU", "GradDiff", "IdkPO", "SimNPO"),
+    "method.zerounlearn.config": ("ZeroUnlearn", "ZeroUnlearnGD"),
+    "model.families": ("families",),
+    "report.run": ("Report",),
+    "study.run": ("run_study",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DPO",
+    "GA",
+    "NPO",
+    "RMU",
+    "AssetError",
+    "ConfigError",
+    "Edit",
+    "EditError",
+    "Fact",
+    "FrameworkError",
+    "GradDiff",
+    "IdkPO",
+    "IllPosedError",
+    "LayoutError",
+    "OutputError",
+    "RegistrationError",
+    "Report",
+    "Request",
+    "RequestError",
+    "SimNPO",
+    "StatisticsError",
+    "ZeroUnlearn",
+    "ZeroUnlearnError",
+    "ZeroUnlearnGD",
+    "__version__",
+    "evaluate",
+    "families",
+    "load_method",
+    "methods",
+    "run_study",
+    "unlearn",
+    "unlearn_and_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import zerounlearn
 from zerounlearn.errors import ConfigError, OutputError, ZeroUnlearnError
-from zerounlearn.methods.base import load_method
+from zerounlearn.method.base import load_method
 
 _HPARAMS = click.argument("hparams_file", metavar="HPARAMS.yaml", type=click.Path(path_type=Path))
 _OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -108,7 +108,7 @@ def stats(hparams_file: Path, overrides: tuple[str, ...]) -> None:
     hparams = _hparams(hparams_file, overrides, None)
     from zerounlearn.data.corpora import check_corpus, open_corpus
     from zerounlearn.easyedit.editor import ZeroUnlearnEditor
-    from zerounlearn.methods.zerounlearn.method import layout_of
+    from zerounlearn.method.zerounlearn.method import layout_of
     from zerounlearn.statistics.collect import second_moments
     from zerounlearn.statistics.files import check_stats_dir
     from zerounlearn.statistics.processes import Processes
@@ -246,7 +246,7 @@ def _check_without_weights(hparams: Any) -> None:
     from zerounlearn.data.corpora import check_corpus
     from zerounlearn.data.retain import check_retain_set
     from zerounlearn.easyedit.editor import check_dispatch
-    from zerounlearn.methods.zerounlearn.method import find_layout
+    from zerounlearn.method.zerounlearn.method import find_layout
     from zerounlearn.statistics.files import check_stats_dir
 
     check_dispatch(hparams.model_name)

@@ -20,8 +20,8 @@ from zerounlearn.easyedit.adapter import apply_to_model
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.easyedit.hparams import ZeroUnlearnGDHyperParams, ZeroUnlearnHyperParams
 from zerounlearn.errors import ConfigError, RequestError
-from zerounlearn.methods.base import load_method
-from zerounlearn.methods.zerounlearn.method import unlearn
+from zerounlearn.method.base import load_method
+from zerounlearn.method.zerounlearn.method import unlearn
 from zerounlearn.model.answers import score
 
 ROOT = Path(__file__).resolve().parents[2]

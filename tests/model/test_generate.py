@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 
 from tests.helpers import tiny
 from zerounlearn.data.entry import Question
-from zerounlearn.evaluate.rouge import rouge_l_recall
-from zerounlearn.evaluate.tofu import ask
+from zerounlearn.evaluation.rouge import rouge_l_recall
+from zerounlearn.evaluation.tofu import ask
 from zerounlearn.model.answers import score
 from zerounlearn.model.generate import generate
 

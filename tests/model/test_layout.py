@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from tests.helpers import GPT2, PREFIXES, hparams_for, tiny
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.errors import LayoutError
-from zerounlearn.methods.zerounlearn.method import find_layout
-from zerounlearn.methods.zerounlearn.vectors import optimise
+from zerounlearn.method.zerounlearn.method import find_layout
+from zerounlearn.method.zerounlearn.vectors import optimise
 from zerounlearn.model.fingerprint import fingerprints
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
@@ -174,7 +174,7 @@ def test_replay_is_that_of_the_plain_model(kind: str, place: str, tmp_path: Path
 
 @pytest.mark.parametrize("place", PLACES)
 def test_vectors_are_those_of_the_plain_model(place: str, small_tokenizer, tmp_path: Path) -> None:
-    from tests.methods.zerounlearn.test_vectors import problems_for
+    from tests.method.zerounlearn.test_optimise import problems_for
 
     problems = problems_for(small_tokenizer, [1, 2])
     found = [

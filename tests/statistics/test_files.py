@@ -18,7 +18,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import hparams_for, tiny
 from zerounlearn.core.moments import SecondMoment
 from zerounlearn.errors import ConfigError, IllPosedError, OutputError, StatisticsError
 from zerounlearn.statistics.arrays import check_second_moment
@@ -245,12 +244,3 @@ def test_a_stats_dir_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
             check_stats_dir(str(tmp_path / name))
     with pytest.raises(OutputError, match="set another stats_dir"):
         check_folder(tmp_path / "file" / "x")
-
-
-def test_stats_dir_is_checked_without_weights(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with torch.device("meta"):
-        skeleton = tiny("llama", 64)
-    hparams_for([1, 2], stats_dir=str(tmp_path), mom2_dataset="wikipedia").check(skeleton)
-    with pytest.raises(ConfigError, match="stats_dir=.*not a folder"):
-        hparams_for([1, 2], stats_dir=str(tmp_path / "file"), mom2_dataset="wikipedia").check(skeleton)

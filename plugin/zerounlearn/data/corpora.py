@@ -97,3 +97,16 @@ class _Texts(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return (row["text"] for row in self.rows)
+
+
+def held_out_corpus(name: str) -> Corpus:
+    """Ordinary text by name: the embedded extract's held-out part, a corpus of the hub, or a file; read when asked.
+
+    Raises:
+        ConfigError: the name is neither known nor an existing file.
+    """
+    if name == "embedded":
+        from zerounlearn.demo.wikipedia import embedded_held_out_texts
+
+        return Corpus("embedded held-out", embedded_held_out_texts)
+    return open_corpus(name)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.request import Request, from_easyedit
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import LayoutError
-from zerounlearn.methods.base import Method
+from zerounlearn.method.base import Method
 
 
 def apply_to_model(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zerounlearn.methods.base import Method, methods
-from zerounlearn.methods.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
+from zerounlearn.method.base import Method, methods
+from zerounlearn.method.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
 from zerounlearn.model.device import resolved
 
 

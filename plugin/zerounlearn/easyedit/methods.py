@@ -30,8 +30,8 @@ from zerounlearn.easyedit.isolation import isolated
 from zerounlearn.easyedit.method_config import ALIASES, METHODS, Method, load_framework_hparams
 from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
 from zerounlearn.errors import ConfigError, IllPosedError
-from zerounlearn.methods.base import Edit, UnlearningMethod
-from zerounlearn.methods.zerounlearn.method import find_layout
+from zerounlearn.method.base import Edit, UnlearningMethod
+from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.snapshot import Snapshot
 from zerounlearn.model.tokens import embedding_rows
@@ -97,6 +97,14 @@ class FrameworkMethod(UnlearningMethod):
             Layout.of(skeleton, self.hparams.layers, **{name: getattr(self.hparams, name) for name in templates})
         else:  # it wraps modules, and names them in its own way
             check(self.hparams, skeleton)
+
+    def weight_names(self, model: PreTrainedModel) -> list[str]:
+        """See `check`."""
+        return check(self.hparams, model)
+
+    def versions(self) -> dict[str, str]:
+        """EasyEdit's edition."""
+        return {"easyedit": framework().edition}
 
     def identity(self) -> dict[str, Any]:
         """The edition, and the corpus by a name that changes with its content."""

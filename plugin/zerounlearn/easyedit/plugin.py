@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zerounlearn.methods.base import methods
+from zerounlearn.method.base import methods
 
 _METHODS = {
     "FT": ("fine-tuning of a few layers", "arXiv 2012.00363"),

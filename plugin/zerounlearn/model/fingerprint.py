@@ -26,28 +26,12 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Entries of a configuration that hidden states do not depend on; the weights' precision is in their own fingerprint.
 _NOT_IN_THE_FORWARD_PASS = frozenset(
     {
-        "_name_or_path",
-        "architectures",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "decoder_start_token_id",
-        "dtype",
-        "eos_token_id",
-        "finetuning_task",
-        "id2label",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "sep_token_id",
-        "task_specific_params",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
+        "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "dtype",
+        "eos_token_id", "finetuning_task", "id2label", "label2id", "output_attentions", "output_hidden_states",
+        "pad_token_id", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "torch_dtype",
+        "transformers_version", "use_cache",
     }
-)
+)  # fmt: skip
 _PROBE = " Zürich's  12 cafés, 東京\n\t(don't) <s>"  # shows rules that live in a tokenizer's Python code
 
 
@@ -83,10 +67,9 @@ def _add(seen: hashlib.blake2b, value: Tensor) -> None:
 def fingerprints(layout: Layout, layers: Sequence[int]) -> dict[int, str]:
     """For each layer a digest of all weights that its keys depend on, in one sweep over the model.
 
-    Weights are parameters and what the checkpoint holds as buffers. Of each that lies below it takes the name, the
-    shape, the dtype, 256 elements spread over it, and the sum of the bit patterns of all elements: exact whatever the
-    device, cheap, and changed by any one element. The layer's own down projection is left out, since keys do not
-    depend on it.
+    Of each weight below it holds the name, the shape, the dtype, 256 elements spread over it, and the sum of the bit
+    patterns of all elements: exact whatever the device, cheap, and changed by any one element. The layer's own down
+    projection is left out, since keys do not depend on it.
 
     Args:
         layout: the model.
@@ -96,20 +79,16 @@ def fingerprints(layout: Layout, layers: Sequence[int]) -> dict[int, str]:
     inputs = {id(p) for p in model.get_input_embeddings().parameters()}
     heads = [layout.norm, layout.head, *filter(None, [model.get_output_embeddings()])]
     top = {id(p) for module in heads for p in module.parameters()} - inputs  # the head may be tied to the embedding
-    higher = {i: [w for b in layout.blocks[i + 1 :] for w in (*b.parameters(), *b.buffers())] for i in layers}
-    above = {layer: top | {id(w) for w in weights} for layer, weights in higher.items()}
+    above = {i: top | {id(p) for block in layout.blocks[i + 1 :] for p in block.parameters()} for i in layers}
     for layer, projection in zip(layers, _projections(layout, layers), strict=True):
         above[layer].add(id(projection.weight))
     seen = {layer: hashlib.blake2b(digest_size=16) for layer in layers}
-    stored = model.state_dict().keys()  # other buffers follow from the configuration
-    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored and not buffer.is_meta]
-    for name, weight in (*model.named_parameters(), *buffers):
-        below = [layer for layer in layers if id(weight) not in above[layer]]
+    for name, parameter in model.named_parameters():
+        below = [layer for layer in layers if id(parameter) not in above[layer]]
         if below:
-            value = layout.tensor(name) if isinstance(weight, nn.Parameter) else weight
-            described = f"{name} {tuple(weight.shape)} {weight.dtype};".encode() + _sample(value)
+            print_ = f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode() + _sample(layout.tensor(name))
             for layer in below:
-                seen[layer].update(described)
+                seen[layer].update(print_)
     return {layer: seen[layer].hexdigest() for layer in layers}
 
 

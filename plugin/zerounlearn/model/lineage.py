@@ -145,12 +145,8 @@ class Lineage:
         if self.file and len(held) < len(given):
             log.warning(
                 "%s: %d of the %d edits that %r remembers are not in the weight, and are not kept: it was changed "
-                "since, or is another checkpoint's",
-                name,
-                len(given) - len(held),
-                len(given),
-                self.file,
-            )
+                "since, or is another checkpoint's", name, len(given) - len(held), len(given), self.file,
+            )  # fmt: skip
         if name in self.traces:
             self.traces[name] = held
         return held

@@ -15,12 +15,12 @@ import jinja2
 import torch
 from transformers import PreTrainedModel
 
-import zerounlearn
 from zerounlearn.data.fact import Fact
-from zerounlearn.evaluate.probes import Verdict
+from zerounlearn.evaluation.probes import Verdict
 from zerounlearn.files import write_text
-from zerounlearn.methods.base import LayerOutcome
+from zerounlearn.method.base import LayerOutcome
 from zerounlearn.model.layout import input_device
+from zerounlearn.version import __version__
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Report:
     seconds: dict[str, float]
     prefixes: list[str]
     retained: int
-    z_loss: tuple[float, float]
-    sensitive_loss: tuple[float, float]
+    losses: dict[str, tuple[float, float]]
+    """First and last mean loss by name, in nats per token."""
     hparams: dict[str, Any]
     fingerprints: dict[str, str]
     environment: dict[str, str] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def environment(model: PreTrainedModel) -> dict[str, str]:
     """Versions, device and dtype."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
-        "zerounlearn": zerounlearn.__version__,
+        "zerounlearn": __version__,
         "python": platform.python_version(),
         **versions,
         "device": str(input_device(model)),

@@ -15,7 +15,7 @@ from zerounlearn.data.packaged import load_facts, split_facts
 from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
-from zerounlearn.evaluate.probes import Items, Probes
+from zerounlearn.evaluation.probes import Items, Probes
 from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.study.spec import DataSpec
 

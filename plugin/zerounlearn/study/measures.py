@@ -12,19 +12,18 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.corpora import Corpus, open_corpus
+from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.entry import Question
 from zerounlearn.data.fact import Fact
 from zerounlearn.errors import ZeroUnlearnError
-from zerounlearn.evaluate.memorisation import exact_memorisation, extraction_strength, probability
-from zerounlearn.evaluate.perplexity import perplexity
+from zerounlearn.evaluation.memorisation import exact_memorisation, extraction_strength, probability
+from zerounlearn.evaluation.perplexity import perplexity
 from zerounlearn.model.answers import AnswerTokens, answer_tokens, score, text_tokens
 from zerounlearn.model.generate import generate
 from zerounlearn.model.tokens import Query
 from zerounlearn.study.material import Material
 from zerounlearn.study.spec import Study
 
-_EMBEDDED = "embedded"
 _PAPER_TOKENS = 100
 _MIA = ("mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib")
 _FLUENCY_TOKENS = 100
@@ -32,19 +31,6 @@ _NEIGHBOURS = 100
 """Neighbourhood prompts that ROUGE-L is taken on, at most."""
 _CHOICES = ("real_authors", "world_facts")
 """TOFU's parts whose probability is taken among the answers to choose from."""
-
-
-def held_out_corpus(name: str) -> Corpus:
-    """Ordinary text by name: the embedded extract's held-out part, a corpus of the hub, or a file; read when asked.
-
-    Raises:
-        ConfigError: the name is neither known nor an existing file.
-    """
-    if name == _EMBEDDED:
-        from zerounlearn.demo.wikipedia import embedded_held_out_texts
-
-        return Corpus("embedded held-out", embedded_held_out_texts)
-    return open_corpus(name)
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ class Measures:
         return settings | {"generation_tokens": s.generation_tokens}
 
     def _check_tasks(self) -> None:
-        from zerounlearn.evaluate.harness import check_tasks
+        from zerounlearn.evaluation.harness import check_tasks
 
         try:
             check_tasks(self.study.lm_eval.tasks, self._task_folder)
@@ -136,7 +122,7 @@ class Measures:
         return kept | self._tasks(model, tokenizer)
 
     def _rouge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Any) -> float:
-        from zerounlearn.evaluate.rouge import rouge_l_recall
+        from zerounlearn.evaluation.rouge import rouge_l_recall
 
         texts = generate(model, tokenizer, [p for p, _ in items], tokens=self.study.generation_tokens)
         return statistics.fmean(rouge_l_recall(texts, [answer for _, answer in items]))
@@ -145,7 +131,7 @@ class Measures:
         chosen = self.study.lm_eval
         if not chosen.tasks:
             return {}
-        from zerounlearn.evaluate.harness import standard_tasks
+        from zerounlearn.evaluation.harness import standard_tasks
 
         results = standard_tasks(model, tokenizer, chosen.tasks, limit=chosen.limit, folder=self._task_folder)
         return {f"lm_eval/{task}/{name}": value for task, row in results.items() for name, value in row.items()}
@@ -166,7 +152,7 @@ def truth_ratios(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[float]:
     """TOFU's R of each question."""
-    from zerounlearn.evaluate.truth import truth_ratio
+    from zerounlearn.evaluation.truth import truth_ratio
 
     items = [(q.prompt, text) for q in questions for text in (q.paraphrased, *q.perturbed)]
     found = iter(answer_tokens(model, tokenizer, items))
@@ -178,7 +164,7 @@ def truth_ratios(
 
 
 def _truth(ratios: Sequence[float], reference: Sequence[float] | None) -> dict[str, float]:
-    from zerounlearn.evaluate.truth import forget_quality, truth_ratio_forgotten
+    from zerounlearn.evaluation.truth import forget_quality, truth_ratio_forgotten
 
     found = {"truth_ratio": truth_ratio_forgotten(ratios)}
     if reference is not None:
@@ -193,7 +179,7 @@ def _membership(
 
     Texts of the same form that the model has not been trained on: 0.5 where nothing tells the true ones apart.
     """
-    from zerounlearn.evaluate.membership import auc, loss, min_k, min_k_plus_plus, zlib_ratio
+    from zerounlearn.evaluation.membership import auc, loss, min_k, min_k_plus_plus, zlib_ratio
 
     texts = (
         [Query(q.prompt, q.answer).text for q in questions],
@@ -221,7 +207,7 @@ def _written(
     Fluency is the mean weighted n-gram entropy, in bits, of the openings gone on from; of the forget prompts without
     any. Consistency is the mean similarity of what follows a forget prompt to the draw's statements on its subject.
     """
-    from zerounlearn.evaluate.fluency import consistency, n_gram_entropy
+    from zerounlearn.evaluation.fluency import consistency, n_gram_entropy
 
     found: dict[str, float] = {}
     prompts = [fact.request.prompt for fact in material.facts]
@@ -254,8 +240,8 @@ def _utility(
     tokens: int,
 ) -> float:
     """TOFU's harmonic mean of probability, ROUGE-L recall and truth ratio over the parts."""
-    from zerounlearn.evaluate.tofu import ask
-    from zerounlearn.evaluate.truth import model_utility, truth_ratio_known
+    from zerounlearn.evaluation.tofu import ask
+    from zerounlearn.evaluation.truth import model_utility, truth_ratio_known
 
     numbers: dict[str, float] = {}
     for name, questions in parts.items():

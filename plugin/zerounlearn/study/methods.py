@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
-from zerounlearn.methods.base import Edit, UnlearningMethod, load_method
+from zerounlearn.method.base import Edit, UnlearningMethod, load_method
 from zerounlearn.model.device import resolved
 from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.study.material import Material

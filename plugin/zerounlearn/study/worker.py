@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.model.fingerprint import weights_hash
 from zerounlearn.model.layout import input_device
@@ -82,7 +81,7 @@ class Bench:
                 "give all workers the same checkpoint"
             )
         record = failed(job, "") | {"weights": self._hash, "hparams": method.settings()}
-        record["environment"] = environment(model) | {"easyedit": framework().edition}
+        record["environment"] = environment(model) | method.method.versions()
         try:
             with peak_memory(input_device(model)) as peak, _timed(record, "unlearn"):
                 edit = method.apply(model, self._tokenizer, material, job.cell.draw.seed)

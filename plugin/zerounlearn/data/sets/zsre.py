@@ -23,7 +23,7 @@ class ZsRE(Single):
         counterfactual: the false answer of the editing task, or None.
         locality: (prompt, answer) that must stay, the same as the fact's `others`. Specificity over them is
             next-token accuracy, the share of the answer's tokens that are the arg-max after those before them
-            (`exact_memorisation` of `zerounlearn.evaluate`), not whole answers as in CounterFact.
+            (`exact_memorisation` of `zerounlearn.evaluation`), not whole answers as in CounterFact.
     """
 
     answers: tuple[str, ...]

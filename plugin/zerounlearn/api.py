@@ -1,0 +1,284 @@
+"""The library's front door: forget facts, measure a model, and both with a report.
+
+`unlearn` is the one path that the command line, EasyEdit's adapter and editor, studies and benchmarks take.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.data.chat import as_chat
+from zerounlearn.data.corpora import held_out_corpus
+from zerounlearn.data.fact import Fact
+from zerounlearn.data.fact import load_forget_set as load_facts
+from zerounlearn.data.request import Request
+from zerounlearn.errors import ConfigError
+from zerounlearn.evaluation.perplexity import perplexity
+from zerounlearn.evaluation.probes import Probes, Verdict
+from zerounlearn.method.base import Edit, UnlearningMethod, load_method, restored_if_it_fails
+from zerounlearn.model.answers import resolve_joints, score
+from zerounlearn.model.generate import generate
+from zerounlearn.model.tokens import Query
+from zerounlearn.report.run import FactReport, Measured, Phase, Report, environment
+
+log = logging.getLogger(__name__)
+
+Facts = str | Path | Iterable[Mapping[str, Any] | Fact]
+"""A file of facts, records, or facts: what `load_facts` takes."""
+
+_COMPLETION_TOKENS = 8
+_HELD_OUT_TOKENS = 4096
+EMBEDDED = "embedded"
+"""The held-out part of the extract of Wikipedia that comes from the package index."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model said at one time.
+
+    Attributes:
+        phase: means over all prompts.
+        facts: each fact's own verdicts and its greedy completion.
+    """
+
+    phase: Phase
+    facts: tuple[Measured, ...]
+
+    def against(self, before: Evaluation) -> str:
+        """One line: every number that both have, before → after; shares in per cent."""
+        parts = []
+        for name, label in _SHOWN.items():
+            old, new = getattr(before.phase, name), getattr(self.phase, name)
+            if old is not None and new is not None:
+                digits, scale = (1, 1.0) if name == "ppl" else (0, 100.0)
+                parts.append(f"{label} {scale * old:.{digits}f} → {scale * new:.{digits}f}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, label in _SHOWN.items():
+            value = getattr(self.phase, name)
+            if value is not None:
+                parts.append(f"{label} {value:.1f}" if name == "ppl" else f"{label} {100 * value:.0f}")
+        return ", ".join(parts)
+
+
+_SHOWN = {"eff": "Eff", "gen": "Gen", "spe": "Spe", "spe_subject": "Spe subject", "ppl": "PPL"}
+
+
+def unlearn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    method: UnlearningMethod | str | Path,
+    *,
+    retain: Facts | Sequence[Request] | None = None,
+    held_out: Iterable[str] = (),
+    chat: bool = False,
+) -> Edit:
+    """Forget facts, in place, by any registered method with its whole configuration.
+
+    Args:
+        model: a decoder in float32, bfloat16 or float16, on any device.
+        tokenizer: the model's; its padding side does not matter.
+        facts: a file, records or facts; see `load_facts`.
+        method: a configuration (`ZeroUnlearn(layers=[16, 17, 18])`), or a hyperparameter file.
+        retain: facts to keep; by default what the configuration stands for.
+        held_out: prompts that will measure something, which an automatic retain set must not hold; those of `facts`
+            are among them in any case.
+        chat: put every prompt into the tokenizer's chat template.
+
+    Returns:
+        What changed; `edit.revert(model)` takes it back bit for bit.
+
+    Raises:
+        ZeroUnlearnError: before any weight is changed, or with the weights as they were, bit for bit.
+    """
+    run = _method(method)
+    chosen = _resolved(model, tokenizer, load_facts(facts), chat=chat)
+    asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
+    return run.apply(
+        model,
+        tokenizer,
+        [fact.request for fact in chosen],
+        retain=None if retain is None else _retained(model, tokenizer, retain, chat=chat),
+        held_out=asked,
+    )
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    *,
+    retain: Sequence[Request] = (),
+    unrelated: Iterable[tuple[str, str]] = (),
+    text: str | Sequence[str] | None = EMBEDDED,
+    text_tokens: int = _HELD_OUT_TOKENS,
+    chat: bool = False,
+) -> Evaluation:
+    """Ask a model for facts: which answers it says, how probable they are, and its perplexity on ordinary text.
+
+    An answer counts as said where each of its tokens is the arg-max after those before it.
+
+    Args:
+        model: any causal language model, left as it was.
+        tokenizer: its tokenizer.
+        facts: the facts with the prompts that measure them; see `load_facts`.
+        retain: facts that a method was shown; they are left out of what measures keeping.
+        unrelated: (prompt, answer) pairs that have nothing to do with the facts.
+        text: ordinary text for perplexity: a corpus by its name, a file, texts, or None for no perplexity.
+        text_tokens: how much of it is read.
+        chat: put every prompt into the tokenizer's chat template.
+
+    Raises:
+        ZeroUnlearnError: the facts are malformed, or the text cannot be had.
+    """
+    chosen = _resolved(model, tokenizer, load_facts(facts), chat=chat)
+    probes = Probes.of(chosen, retain=retain, unrelated=unrelated)
+    return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens)
+
+
+def unlearn_and_report(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    method: UnlearningMethod | str | Path,
+    *,
+    retain: Facts | Sequence[Request] | None = None,
+    unrelated: Iterable[tuple[str, str]] = (),
+    text: str | Sequence[str] | None = EMBEDDED,
+    text_tokens: int = _HELD_OUT_TOKENS,
+    chat: bool = False,
+) -> tuple[Report, Edit]:
+    """Measure, forget, measure again; arguments as for `unlearn` and `evaluate`.
+
+    Raises:
+        ZeroUnlearnError: with the weights as they were, bit for bit; so for any other exception, KeyboardInterrupt too.
+    """
+    run = _method(method)
+    chosen = _resolved(model, tokenizer, load_facts(facts), chat=chat)
+    requests = [fact.request for fact in chosen]
+    unrelated, texts = list(unrelated), _texts(text)
+    if retain is not None:
+        kept = _retained(model, tokenizer, retain, chat=chat)
+    else:
+        asked = {query[0] for query in Probes.of(chosen, unrelated=unrelated).items()}
+        kept = run.retained(model, tokenizer, requests, held_out=asked)
+    probes = Probes.of(chosen, retain=kept, unrelated=unrelated)
+    seconds: dict[str, float] = {"evaluation": 0.0}
+    prints = run.fingerprints(model)
+    with restored_if_it_fails(model, run.weight_names(model)):
+        with _timed(seconds):
+            before = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
+        edit = run.apply(model, tokenizer, requests, retain=kept)
+        with _timed(seconds):
+            after = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
+        report = Report(
+            facts=[FactReport.of(f, b, a) for f, b, a in zip(chosen, before.facts, after.facts, strict=True)],
+            before=before.phase,
+            after=after.phase,
+            layers=edit.layers,
+            seconds=edit.seconds | seconds,
+            prefixes=edit.prefixes,
+            retained=len(kept),
+            losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},
+            hparams=edit.hparams,
+            fingerprints=prints | edit.statistics,
+            environment=environment(model),
+        )
+    return report, edit
+
+
+@contextmanager
+def _timed(seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds["evaluation"] += time.perf_counter() - start
+
+
+def _method(method: UnlearningMethod | str | Path) -> UnlearningMethod:
+    if isinstance(method, UnlearningMethod):
+        return method
+    if isinstance(method, (str, Path)):
+        return load_method(method)
+    raise ConfigError(f"method={method!r}: expected a configuration, as ZeroUnlearn(layers=[…]), or a file's path")
+
+
+def _resolved(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], *, chat: bool
+) -> list[Fact]:
+    """The facts as the model is asked: in its chat template, if wanted, and with the joint before each answer."""
+    facts = as_chat(tokenizer, facts) if chat else list(facts)
+    joints = resolve_joints(model, tokenizer, [fact.request.query for fact in facts])
+    return [
+        replace(fact, request=replace(fact.request, joint=query.joint))
+        for fact, query in zip(facts, joints, strict=True)
+    ]
+
+
+def _retained(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, retain: Facts | Sequence[Request], *, chat: bool
+) -> list[Request]:
+    given = list(retain) if not isinstance(retain, (str, Path)) else retain
+    if isinstance(given, list) and all(isinstance(one, Request) for one in given):
+        return given  # type: ignore[return-value]  # the check above is what a type checker does not see
+    return [fact.request for fact in _resolved(model, tokenizer, load_facts(given), chat=chat)]  # type: ignore[arg-type]
+
+
+def _texts(text: str | Sequence[str] | None) -> Sequence[str]:
+    if text is None:
+        return ()
+    return held_out_corpus(text).texts() if isinstance(text, str) else text
+
+
+@torch.no_grad()
+def _measured(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    probes: Probes,
+    texts: Sequence[str],
+    text_tokens: int,
+) -> Evaluation:
+    """Every prompt once: whether its answer is said, the answer's probability; completions; perplexity."""
+    by_fact = [
+        (fact.request.query, [Query(p, fact.request.answer) for p in fact.paraphrases], fact.neighbours, fact.others)
+        for fact in facts
+    ]
+    asked: list[Any] = [query for own, *others in by_fact for query in (own, *chain.from_iterable(others))]
+    queries = list(dict.fromkeys(Query(*query) for query in (*asked, *probes.items())))
+    log.info("evaluation: %d prompts", len(queries))
+    scores = dict(zip(queries, score(model, tokenizer, queries), strict=True))
+
+    def verdict(query: tuple[Any, ...]) -> Verdict:
+        found = scores[Query(*query)]
+        return found.said, found.probability
+
+    completions = generate(
+        model, tokenizer, [fact.request.prompt for fact in facts], tokens=_COMPLETION_TOKENS, special=True
+    )
+    measured = tuple(
+        Measured(
+            verdict(own),
+            [verdict(query) for query in paraphrases],
+            [verdict(query) for query in neighbours],
+            [verdict(query) for query in others],
+            completion,
+        )
+        for (own, paraphrases, neighbours, others), completion in zip(by_fact, completions, strict=True)
+    )
+    ppl = perplexity(model, tokenizer, texts, tokens=text_tokens) if texts else None
+    return Evaluation(Phase(**probes.means({item: verdict(item) for item in probes.items()}), ppl=ppl), measured)

@@ -1,0 +1,174 @@
+"""The loop that all baselines share: AdamW on the chosen weights, which are put back if anything fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.data.request import Request, check_requests
+from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
+from zerounlearn.method.gradient.config import GradientMethod, RetainingMethod
+from zerounlearn.method.gradient.sequences import Reader, text_samples
+from zerounlearn.method.gradient.terms import Term, answer_samples, forget_term, retain_term
+from zerounlearn.method.zerounlearn.method import find_layout
+from zerounlearn.model.hooks import frozen, restored
+from zerounlearn.model.layout import Layout
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What a run changed and how it went.
+
+    `originals` holds the trained weights as they were, by parameter name; `losses` the terms `forget` and `retain`
+    (unweighted) of every step, each before its update; `seconds` the time by stage.
+    """
+
+    originals: dict[str, Tensor]
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def unlearn_by_gradient(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    hparams: GradientMethod,
+    *,
+    retain: Sequence[Request] = (),
+    texts: Sequence[str] = (),
+) -> Outcome:
+    """Forget `requests`, in place. If anything fails, the weights are as they were, bit for bit.
+
+    The model runs in evaluation mode: dropout would make the run depend on a global random state.
+
+    Args:
+        model: a decoder; the weights that `hparams.layers` chooses are changed.
+        tokenizer: the model's; its padding side does not matter.
+        requests: the forget set.
+        hparams: the method and its run.
+        retain: facts to keep.
+        texts: ordinary text to keep, beside the facts or in their place.
+
+    Raises:
+        ConfigError: the method's retain term has nothing to work on, or the method has none and was given a set.
+        RequestError, LayoutError: before any weight is changed.
+        IllPosedError: the loss, its gradient or a weight is no longer finite; the weights are restored.
+    """
+    requests = check_requests(requests)
+    weight = _check_retain(hparams, requests, retain, texts)
+    layout = find_layout(model, hparams)
+    chosen = _chosen(layout, hparams)
+    outcome = Outcome({}, {"forget": []})
+    with restored(list(chosen.values())) as originals, frozen(model), torch.enable_grad():
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        outcome.originals = dict(zip(chosen, originals, strict=True))
+        start = time.perf_counter()
+        reader = Reader(model, tokenizer)
+        terms = {"forget": (1.0, forget_term(reader, layout, tokenizer, requests, hparams))}
+        if isinstance(hparams, RetainingMethod) and weight:
+            kept = answer_samples(tokenizer, retain) + text_samples(tokenizer, texts, hparams.text_max_length)
+            if not kept:
+                raise ConfigError(f"{hparams.alg_name}: none of the {len(texts)} retain texts has two tokens")
+            terms["retain"] = (weight, retain_term(reader, layout, kept, hparams))
+            outcome.losses["retain"] = []
+        outcome.seconds["reference"] = time.perf_counter() - start
+        start = time.perf_counter()
+        _descend(terms, chosen, hparams, outcome)
+        outcome.seconds["descent"] = time.perf_counter() - start
+    return outcome
+
+
+def _descend(
+    terms: dict[str, tuple[float, Term]],
+    chosen: dict[str, nn.Parameter],
+    hparams: GradientMethod,
+    outcome: Outcome,
+) -> None:
+    parameters = list(chosen.values())
+    # AdamW's small steps vanish in half precision: it works on float32 copies there, on the weights' own memory
+    # elsewhere. Either way a user's .grad is left alone.
+    masters = [p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach() for p in parameters]
+    optimiser = torch.optim.AdamW(masters, lr=hparams.lr, weight_decay=hparams.weight_decay)
+    # A generator a term: the forget set comes in the same order with and without a retain set.
+    batches = {
+        name: term.batches(hparams.minibatch_size, generator=torch.Generator().manual_seed(hparams.seed))
+        for name, (_, term) in terms.items()
+    }
+    for step in tqdm(range(hparams.steps), desc=hparams.alg_name, unit="step", disable=None):
+        losses = {name: term.of(next(batches[name])) for name, (_, term) in terms.items()}
+        for name, loss in losses.items():
+            outcome.losses[name].append(float(loss.detach()))
+            _check_finite(f"{name} loss", outcome.losses[name][-1], step, hparams)
+        total = torch.stack([terms[name][0] * loss for name, loss in losses.items()]).sum()
+        for master, gradient in zip(masters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
+            master.grad = None if gradient is None else gradient.to(master.dtype)
+        norm = nn.utils.clip_grad_norm_(masters, hparams.max_grad_norm or float("inf"))
+        _check_finite("gradient's norm", float(norm), step, hparams)
+        optimiser.step()
+        with torch.no_grad():
+            for parameter, master in zip(parameters, masters, strict=True):
+                if parameter.dtype != master.dtype:
+                    parameter.copy_(master)
+    for name, parameter in chosen.items():
+        if not torch.isfinite(parameter).all():
+            raise IllPosedError(
+                f"{hparams.alg_name}: {name} does not fit {parameter.dtype} after {hparams.steps} steps: lower "
+                f"lr={hparams.lr:g}, or load the model in bfloat16 or float32"
+            )
+    last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in outcome.losses.items())
+    log.info("%s: losses of the last of %d steps: %s", hparams.alg_name, hparams.steps, last)
+
+
+def _check_finite(what: str, value: float, step: int, hparams: GradientMethod) -> None:
+    if value - value == 0:
+        return
+    remedy = (
+        f"lower lr={hparams.lr:g}, or take fewer steps"
+        if step
+        else "the model was not finite to begin with: reload the checkpoint, or load it in float32"
+    )
+    raise IllPosedError(f"{hparams.alg_name}: the {what} is {value} at step {step} of {hparams.steps}: {remedy}")
+
+
+def _check_retain(
+    hparams: GradientMethod, requests: Sequence[Request], retain: Sequence[Request], texts: Sequence[str]
+) -> float:
+    """The retain term's weight, 0 where the method has none."""
+    given = bool(retain or texts)
+    if not isinstance(hparams, RetainingMethod):
+        if given:
+            raise ConfigError(f"{hparams.alg_name} has no retain term, so a retain set would change nothing: drop it")
+        return 0.0
+    if hparams.retain_weight and not given:
+        raise ConfigError(
+            f"retain_weight={hparams.retain_weight:g}: {hparams.alg_name} needs a retain set: name one with "
+            "retain_path (or `retain=`), or set retain_weight to 0"
+        )
+    both = {r.prompt for r in requests} & {r.prompt for r in retain}
+    if both:
+        raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
+    return hparams.retain_weight
+
+
+def _chosen(layout: Layout, hparams: GradientMethod) -> dict[str, nn.Parameter]:
+    """The parameters to train, by name."""
+    if hparams.layers:
+        chosen = {layout.weight_names[layer]: layout.parameter(layer) for layer in hparams.layers}
+    else:
+        chosen = dict(layout.model.named_parameters())
+    for name, parameter in chosen.items():
+        if not parameter.is_floating_point():
+            raise LayoutError(f"{name} is quantised: load the model in float32, bfloat16 or float16")
+        if parameter.is_meta:
+            raise LayoutError(f"{name} is offloaded: load the model whole, without offloading")
+    return chosen

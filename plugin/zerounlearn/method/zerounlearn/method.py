@@ -1,0 +1,368 @@
+"""ZeroUnlearn and ZeroUnlearn-GD on a model: the steps of the paper's algorithm, one line each, in `unlearn`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.core.finite import check_finite, is_finite
+from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
+from zerounlearn.core.on_keys import factor_keys, solve_on_keys
+from zerounlearn.core.solve import (
+    LowRankUpdate,
+    distance,
+    factor_base,
+    leakage,
+    relative_change,
+    solve_update,
+)
+from zerounlearn.core.subspace import orthonormal_basis
+from zerounlearn.data.corpora import Corpus
+from zerounlearn.data.request import Request, check_requests, target_ids
+from zerounlearn.errors import ConfigError, IllPosedError, RequestError
+from zerounlearn.method.base import LayerOutcome
+from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit
+from zerounlearn.method.zerounlearn.contexts import sample_prefixes
+from zerounlearn.method.zerounlearn.keys import Walk
+from zerounlearn.method.zerounlearn.vectors import Problem, Solution, optimise
+from zerounlearn.model.families import templates_of
+from zerounlearn.model.fingerprint import tensor_digest
+from zerounlearn.model.hooks import frozen
+from zerounlearn.model.layout import Layout
+from zerounlearn.model.lineage import Lineage, Trace, lineage_kept
+from zerounlearn.model.tokens import check_ids, continuation, encode
+from zerounlearn.statistics.collect import second_moments
+
+log = logging.getLogger(__name__)
+
+# Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
+_RANK_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What was found before the first edit: z* (n, d), V_u (n, d) by layer where it was wanted, and the contexts.
+
+    They depend on the model, the requests and the `v_*` of a run, but not on how the layers are solved for.
+    """
+
+    z: Tensor
+    V: dict[int, Tensor]
+    prefixes: list[str]
+
+
+@dataclass
+class Outcome:
+    """The result of one `unlearn`: what changed, what it was made from, and how long each stage took.
+
+    `statistics` names the corpus and gives a digest of each layer's C; the two losses are means before and after the
+    optimisation of z* and V_u, in nats per token: NLLs, or for z* by `z_objective: suppress` −log(1 − p), weighted.
+    """
+
+    originals: dict[str, Tensor]
+    layers: list[LayerOutcome] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    vectors: Vectors | None = None
+    statistics: dict[str, str] = field(default_factory=dict)
+    z_loss: tuple[float, float] = (0.0, 0.0)
+    sensitive_loss: tuple[float, float] = (0.0, 0.0)
+
+
+def find_layout(model: PreTrainedModel, hparams: Any) -> Layout:
+    """The model's layout under the run's templates; the weights themselves are not looked at.
+
+    Raises:
+        LayoutError: see `Layout.of`.
+    """
+    names = templates_of(model, hparams)
+    wanted = ("rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module")
+    return Layout.of(model, hparams.layers, **{name: names[name] for name in wanted})
+
+
+def layout_of(model: PreTrainedModel, hparams: LocatedEdit) -> Layout:
+    """The model's layout, with finite weights in the layers to be edited.
+
+    Raises:
+        LayoutError: see `Layout.of`; or a weight to be edited is offloaded to where it cannot be written.
+        IllPosedError: a weight to be edited contains NaN or Inf.
+    """
+    layout = find_layout(model, hparams)
+    layout.check_writable()
+    for layer in hparams.layers:
+        check_finite(layout.weight_names[layer], {"weight": layout.read(layer)}, "reload the checkpoint")
+    return layout
+
+
+def unlearn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    hparams: Any,
+    corpus: Corpus | None,
+    *,
+    retain: Sequence[Request] = (),
+    vectors: Vectors | None = None,
+) -> Outcome:
+    """Forget `requests`, in place. If anything fails, the weights are as they were, bit for bit.
+
+    Args:
+        model: a decoder; its edited weights are changed.
+        tokenizer: the model's.
+        requests: the forget set.
+        hparams: the run's hyperparameters.
+        corpus: ordinary text behind C; None only with `mom2_adjustment: false`.
+        retain: facts to keep, of which only the prompts are read; their keys join C with weight `retain_KKT_lam`.
+        vectors: of an earlier run on the same weights and requests, with the same `v_*`, layers and seed, for runs
+            that differ in nothing but how the layers are solved for.
+
+    Raises:
+        RequestError, LayoutError, StatisticsError, IllPosedError: before any weight is changed, or with the
+            weights restored.
+    """
+    requests = check_requests(requests)
+    both = {r.prompt for r in requests} & {r.prompt for r in retain}
+    if both:
+        raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
+    if (corpus is not None) != hparams.mom2_adjustment:
+        raise ConfigError(
+            f"mom2_adjustment={hparams.mom2_adjustment} {'needs a' if corpus is None else 'goes without a'} corpus"
+        )
+    layout = layout_of(model, hparams)
+    neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
+    check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
+    outcome = Outcome({})
+    clock = _Clock(outcome.seconds)
+    with (
+        layout.restored(hparams.layers) as originals,
+        frozen(model),
+        lineage_kept(layout, hparams.layers),
+    ):
+        outcome.originals = originals
+        with clock("statistics"):
+            moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
+            if corpus is not None:
+                outcome.statistics = {"corpus": corpus.name} | {
+                    f"C of layer {i}": tensor_digest(moments[i])
+                    for i in moments  # items() would hold two at a time
+                }
+        if vectors is None:
+            with clock("contexts"):
+                generator = torch.Generator().manual_seed(hparams.seed)
+                prefixes = sample_prefixes(
+                    model, tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
+                )
+            with clock("vectors"):
+                vectors = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, outcome)
+        elif hparams.needs_sensitive and hparams.sensitive_from == "original" and set(vectors.V) != set(hparams.layers):
+            raise ConfigError(f"vectors hold V_u of layers {sorted(vectors.V)}, and {hparams.layers} are to be edited")
+        outcome.vectors = vectors
+        z, V, prefixes = vectors.z, dict(vectors.V), vectors.prefixes
+        with clock("keys"):
+            walk = Walk(layout, tokenizer, requests, prefixes, hparams)
+            kept = Walk(layout, tokenizer, retain, [], hparams) if retain else None
+            target = walk.target(z)
+        for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
+            with clock("vectors"):
+                if layer not in V and hparams.needs_sensitive:
+                    V[layer] = _sensitive(layout, tokenizer, requests, [layer], prefixes, hparams).vectors
+            with clock("keys"):
+                keys = walk.keys(layer)
+                keep = kept.keys(layer) if kept else keys[:0]
+                gap = target - walk.final_hidden(layer)
+            with clock("solve"):
+                remaining = len(hparams.layers) - i
+                outcome.layers.append(
+                    _edit_layer(layout, layer, moments.get(layer), keys, keep, gap, remaining, V.get(layer), hparams)
+                )
+            log.info("%s", outcome.layers[-1])
+            with clock("keys"):
+                for each in filter(None, (walk, kept)):
+                    each.advance(layer)
+    return outcome
+
+
+def _edit_layer(
+    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, gap: Tensor,
+    remaining: int, V: Tensor | None, hparams: Any,
+) -> LayerOutcome:  # fmt: skip
+    """Solve for one layer and write its weight: `keys` get their part of `gap` as residuals, `keep` stays."""
+    where = f"layer {layer}"
+    name = layout.weight_names[layer]
+    W = layout.read(layer)
+    solver = torch.device("cpu") if W.device.type == "mps" else W.device
+    W, keys, keep, R = (x.to(solver) for x in (W, keys, keep, gap / remaining))
+    Q = orthonormal_basis(V.to(solver), rtol=_RANK_TOLERANCE) if V is not None else W.new_zeros(W.shape[0], 0).double()
+    lineage = Lineage.of(layout.model)
+    earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
+    before = W.clone()
+    # Rows carry the root of their weight: what earlier edits mapped is held as firmly as they mapped it.
+    held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
+    kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
+    directions = W.new_zeros(W.shape[0], 0)
+    if isinstance(hparams, DescentConfig):
+        update, form = _additive(W, C, keys, kept, R, Q, hparams, where)
+    elif hparams.orthogonality == "output":
+        # What earlier edits took away must not come back with R, so it is projected out again.
+        P = Q if lost is None else orthonormal_basis(torch.cat([lost, Q], dim=1).mT, rtol=_RANK_TOLERANCE)
+        update, form = _multiplicative(W, C, keys, kept, R, P, lost, hparams, where)
+        directions = P if hparams.projection_eps == 0 else directions
+    else:
+        update, form = _on_keys(W, C, keys, kept, R, Q, hparams, where)
+    edited = update.apply(W)
+    if not is_finite(edited.to(W.dtype)):
+        raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32")
+    layout.write(layer, edited)
+    written = layout.read(layer).to(solver)
+    lineage.add(name, earlier, Trace.of(keys, written, directions), written)
+    return LayerOutcome(
+        layer=layer,
+        leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
+        relative_change=relative_change(before, written),
+        rounding=distance(written, edited) / max(distance(edited, before), torch.finfo(torch.float64).tiny),
+        rank=Q.shape[1],
+        kept=len(kept),
+        form=form,
+        distance=float(gap.norm(dim=1).mean()),
+    )
+
+
+def _multiplicative(
+    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, lost: Tensor | None,
+    hparams: Any, where: str,
+) -> tuple[LowRankUpdate, str]:  # fmt: skip
+    """The published closed form W ← D W."""
+    base = factor_base(
+        W, C,
+        corpus_weight=hparams.wiki_KKT_lam,
+        ridge=hparams.regularization_lam,
+        keep=kept if len(kept) else None,
+        keep_weight=1.0,
+        lost=lost,
+        dtype=getattr(torch, hparams.solve_dtype),
+        where=where,
+    )  # fmt: skip
+    update = solve_update(
+        W, base, keys, R, Q, forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where
+    )
+    return update, f"closed form, cond(B₀) ≥ {base.condition():.1e}"
+
+
+def _on_keys(
+    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, hparams: Any,
+    where: str,
+) -> tuple[LowRankUpdate, str]:  # fmt: skip
+    """Ours, W ← W + Δ, which changes what the layer writes for keys like the forget keys and for no others."""
+    factor = factor_keys(
+        W, C,
+        corpus_weight=hparams.wiki_KKT_lam,
+        ridge=hparams.regularization_lam,
+        keep=kept if len(kept) else None,
+        keep_weight=1.0,
+        exactly=hparams.retain_exactly,
+        dtype=getattr(torch, hparams.solve_dtype),
+        where=where,
+    )  # fmt: skip
+    update = solve_on_keys(W, factor, keys, R, Q, forget_weight=hparams.forget_KKT_lam, where=where)
+    return update, "additive on the forget keys" + (", orthogonal there" if Q.shape[1] else "")
+
+
+def _additive(
+    W: Tensor,
+    C: Tensor | None,
+    keys: Tensor,
+    kept: Tensor,
+    R: Tensor,
+    Q: Tensor,
+    hparams: Any,
+    where: str,
+) -> tuple[LowRankUpdate, str]:
+    """ZeroUnlearn-GD's W ← W + Δ, whose free space is that of C and the keys to keep."""
+    if C is None:
+        raise ConfigError("mom2_adjustment=False: ZeroUnlearn-GD keeps what C uses, and cannot do without it")
+    C = C.to(W.device).double()
+    if len(kept):
+        C = C.addmm(kept.mT.double(), kept.double())
+    space = free_space(C, hparams.nullspace_threshold, hparams.nullspace_rule, where=where)
+    if not space.directions:
+        log.warning(
+            "%s: no eigenvalue of C is at most nullspace_threshold=%g (%s): the soft form is used instead",
+            where, hparams.nullspace_threshold, hparams.nullspace_rule,
+        )  # fmt: skip
+    weights = Weights(hparams.sensitive_weight, hparams.target_weight, hparams.norm_weight)
+    if hparams.solver == "exact":
+        update = solve_exact(W, space, keys, R, Q, weights)
+    else:
+        with torch.enable_grad():
+            update = solve_adam(W, space, keys, R, Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
+    return update, f"null space of {space.directions} directions" if space.directions else "soft null space"
+
+
+def _vectors(
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    neutral: Sequence[tuple[int, ...]],
+    prefixes: Sequence[str],
+    hparams: Any,
+    outcome: Outcome,
+) -> Vectors:
+    """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
+    last = hparams.layers[-1]
+    if hparams.z_objective == "suppress":
+        weight = hparams.suppress_weight
+        first = [tuple(continuation(tokenizer, *r.query)[:1]) for r in requests]
+        problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, first, strict=True)]
+    else:
+        problems = [Problem(r, t, last, "block") for r, t in zip(requests, neutral, strict=True)]
+    if hparams.sensitive_from == "original" and hparams.needs_sensitive:
+        problems += _sensitive_problems(tokenizer, requests, hparams.layers)
+    found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
+    n = len(requests)
+    outcome.z_loss = (float(found.initial[:n].mean()), float(found.final[:n].mean()))
+    if len(problems) > n:
+        outcome.sensitive_loss = (float(found.initial[n:].mean()), float(found.final[n:].mean()))
+    parts = found.vectors[n:].split(n) if len(problems) > n else []
+    return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), list(prefixes))
+
+
+def _sensitive_problems(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], layers: Sequence[int]
+) -> list[Problem]:
+    answers = [tuple(continuation(tokenizer, *r.query)) for r in requests]
+    return [Problem(r, t, layer, "projection") for layer in layers for r, t in zip(requests, answers, strict=True)]
+
+
+def _sensitive(
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    layers: Sequence[int],
+    prefixes: Sequence[str],
+    hparams: Any,
+) -> Solution:
+    problems = _sensitive_problems(tokenizer, requests, layers)
+    return optimise(layout, tokenizer, problems, prefixes, hparams, progress=f"V_u of layers {list(layers)}")
+
+
+class _Clock:
+    """Adds up seconds by stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

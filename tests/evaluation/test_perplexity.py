@@ -1,0 +1,37 @@
+"""Perplexity against the model's own loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.helpers import tiny
+from zerounlearn.evaluation.perplexity import perplexity
+
+TEXT = "The river flows through the old town and under two bridges before it meets the sea. " * 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_it_is_the_exponential_of_the_models_own_loss(small_tokenizer, kind: str, monkeypatch) -> None:
+    monkeypatch.setattr("zerounlearn.model.answers.most_positions", lambda device, vocabulary: 40)  # several passes
+    model = tiny(kind, len(small_tokenizer))
+    ids = small_tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        parts = [part for part in ids.split(32, dim=1) if part.shape[1] > 1]
+        losses = [float(model(input_ids=part, labels=part).loss) * (part.shape[1] - 1) for part in parts]
+    mean = sum(losses) / sum(part.shape[1] - 1 for part in parts)
+    assert perplexity(model, small_tokenizer, [TEXT], window=32) == pytest.approx(math.exp(mean), rel=1e-4)
+    assert len(parts) > 3
+
+
+def test_only_the_first_tokens_are_read_in_windows_within_the_models_context(small_tokenizer) -> None:
+    model = tiny("gpt2", len(small_tokenizer))  # 64 positions, each with an embedding of its own
+    ids = small_tokenizer(TEXT)["input_ids"]
+    cut = small_tokenizer.decode(ids[:100])
+    assert small_tokenizer(cut)["input_ids"] == ids[:100]
+    found = perplexity(model, small_tokenizer, [TEXT], tokens=100)
+    assert found == pytest.approx(perplexity(model, small_tokenizer, [cut], window=64), rel=1e-6)
+    with pytest.raises(ValueError, match="no text"):
+        perplexity(model, small_tokenizer, [])

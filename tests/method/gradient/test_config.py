@@ -1,0 +1,93 @@
+"""The baselines' hyperparameters: the shipped files, every mistake named, and no field that nothing reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from zerounlearn.errors import ConfigError
+from zerounlearn.method.base import load_method, methods
+from zerounlearn.method.gradient.config import RMU, GradientMethod
+
+ROOT = Path(__file__).resolve().parents[3]
+METHODS = {n: kind for n, kind in methods.items() if issubclass(kind, GradientMethod)}
+FILES = sorted(file for name in METHODS for file in (ROOT / "hparams" / name).glob("*.yaml"))
+GOOD = {"model_name": "models/llama-x", "layers": [3, 4]}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_shipped_file_loads(file: Path) -> None:
+    hp = load_method(file)
+    assert hp.alg_name == file.parent.name
+    assert type(hp) is METHODS[hp.alg_name]
+    assert (hp.layers == []) == file.stem.endswith("_all")
+    assert hp.lr < 1e-2
+
+
+def test_every_method_ships_a_file() -> None:
+    assert {file.parent.name for file in FILES} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_complete_and_round_trip(name: str) -> None:
+    hp = METHODS[name].from_mapping(GOOD)
+    assert hp.alg_name == name
+    assert METHODS[name].from_mapping(hp.to_dict()) == hp
+
+
+def test_overrides_win_and_easyedits_loader_habits_are_understood(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("alg_name: NPO\nmodel_name: llama\nlayers: [1.0, 2.0]\nbeta: '1e-1'\nsteps: 4.0\n")
+    hp = load_method(tmp_path / "run", ["layers=all", "lr=0.5"])
+    assert (hp.layers, hp.lr, hp.steps) == ([], 0.5, 4)
+    assert load_method(file, ["alg_name=SimNPO", "gamma=1"]).gamma == 1
+    with pytest.raises(ConfigError, match="alg_name='NPOO': no method 'NPOO': did you mean 'NPO'"):
+        load_method(file, ["alg_name=NPOO"])
+    with pytest.raises(ConfigError, match="run.yaml: unknown hyperparameter 'gamma' of NPO"):
+        load_method(file, ["gamma=1"])
+
+
+def test_rmus_layers() -> None:
+    """WMDP trains the steered layer and the two below it."""
+    assert RMU(model_name="x", rmu_layer=7).layers == [5, 6, 7]
+    assert RMU(model_name="x", rmu_layer=1).layers == [0, 1]
+    assert RMU(model_name="x", layers=[3, 4]).rmu_layer == 4
+    assert RMU(model_name="x", layers="all", rmu_layer=4).layers == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("GA", {"lrr": 0.1}, "unknown hyperparameter 'lrr' of GA: did you mean 'lr'"),
+        ("GA", {"retain_weight": 1}, "unknown hyperparameter 'retain_weight'"),
+        ("GA", {"layers": [4, 3]}, "layers=[4, 3]: expected layers counted from 0, in ascending order, or 'all'"),
+        ("GA", {"layers": [3, 3]}, "layers=[3, 3]"),
+        ("GA", {"layers": [-1]}, "layers=[-1]"),
+        ("GA", {"layers": "some"}, "layers='some': expected a list of whole numbers"),
+        ("GA", {"lr": 0}, "lr=0.0: expected a number > 0"),
+        ("GA", {"lr": float("nan")}, "lr=nan"),
+        ("GA", {"steps": 0}, "steps=0: expected a whole number >= 1"),
+        ("GA", {"minibatch_size": 0}, "minibatch_size=0"),
+        ("GA", {"weight_decay": -1}, "weight_decay=-1.0: expected a number >= 0"),
+        ("GA", {"max_grad_norm": -1}, "max_grad_norm=-1.0"),
+        ("GA", {"alg_name": "NPO"}, "alg_name='NPO': these are the hyperparameters of 'GA'"),
+        ("GA", {"rewrite_module_tmp": "model"}, "rewrite_module_tmp='model': expected one {}"),
+        ("GA", {"model_name": ""}, "model_name is missing"),
+        ("NPO", {"beta": 0}, "beta=0.0: expected a number > 0"),
+        ("SimNPO", {"gamma": -1}, "gamma=-1.0: expected a number >= 0"),
+        ("GradDiff", {"retain_weight": -1}, "retain_weight=-1.0"),
+        ("GradDiff", {"retain_loss": "mse"}, "retain_loss='mse': expected one of nll, kl"),
+        ("GradDiff", {"text_max_length": 1}, "text_max_length=1: expected a whole number >= 2"),
+        ("DPO-Unlearn", {"neutral_target": " "}, "neutral_target=' '"),
+        ("IdkPO", {"idk_text": "eos"}, "idk_text='eos': expected a text"),
+        ("RMU", {"steering_coefficient": 0}, "steering_coefficient=0.0"),
+        ("RMU", {"rmu_layer": 3}, "layers=[3, 4]: [4] cannot change the output of rmu_layer=3"),
+        ("RMU", {"layers": "all"}, "rmu_layer is missing"),
+        ("RMU", {"layers": [0], "rmu_layer": -1}, "rmu_layer=-1"),
+    ],
+)
+def test_mistakes_are_named(name: str, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        METHODS[name].from_mapping(GOOD | changes)
