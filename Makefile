@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL := models/llama-smollm2-135m
 
-.PHONY: demo test test-slow test-checkout lint types check bench clean
+.PHONY: demo test test-unit test-slow test-checkout lint types check docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready $(MODEL)/config.json
@@ -12,6 +12,10 @@ demo: $(VENV)/.ready $(MODEL)/config.json
 
 test: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python -m pytest
+
+# Without the real model, in seconds.
+test-unit: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not slow and not real_model and not easyedit_checkout"
 
 test-slow: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python -m pytest -m slow
@@ -29,6 +33,13 @@ types: $(VENV)/.ready
 
 check: test lint types
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 bench: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python benchmarks/quality.py
 
@@ -37,7 +48,7 @@ bench: $(VENV)/.ready $(MODEL)/config.json
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,easyedit,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[easyedit,test,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps easyeditor==0.0.1.dev0
 	touch $@
 

@@ -117,7 +117,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise AssetError("reading the model file needs the package gguf: pip install 'zerounlearn[demo]'") from error
+        raise AssetError("reading the model file needs the package gguf: pip install gguf") from error
     reader = GGUFReader(gguf_file)
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if (meta["general.architecture"], meta["tokenizer.ggml.pre"]) != ("llama", "smollm"):

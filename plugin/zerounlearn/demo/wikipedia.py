@@ -162,7 +162,7 @@ def _require_parser() -> None:
         import mwparserfromhell  # noqa: F401
     except ImportError as error:
         raise AssetError(
-            "stripping wiki markup needs the package mwparserfromhell: pip install 'zerounlearn[demo]'"
+            "stripping wiki markup needs the package mwparserfromhell: pip install mwparserfromhell"
         ) from error
 
 
