@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerounlearn.data.corpora import open_corpus
-from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
+from zerounlearn.data.sets.embedded import packaged_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
 from zerounlearn.method.zerounlearn.config import load_method
@@ -37,10 +37,12 @@ RESULT = ROOT / "benchmarks/results/many.json"
 def requests(n: int) -> list[Request]:
     """The first `n` distinct ones."""
     found: dict[str, Request] = {}
-    for fact in load_facts():
-        for prompt, answer in [(fact.text, fact.answer), *((p, fact.answer) for p in fact.paraphrases), *fact.others]:
-            if fact.subject in prompt:
-                found.setdefault(prompt, Request.of(prompt, fact.subject, answer))
+    for fact in (entry.fact for entry in packaged_entries()):
+        request = fact.request
+        own = [(prompt, request.answer) for prompt in (request.prompt, *fact.paraphrases)]
+        for prompt, answer in [*own, *fact.others]:
+            if request.subject in prompt:
+                found.setdefault(prompt, Request.of(prompt, request.subject, answer))
     if len(found) < n:
         raise SystemExit(f"only {len(found)} packaged prompts name their subject: ask for a smaller n")
     return list(found.values())[:n]

@@ -28,8 +28,9 @@ from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_ex
 from zerounlearn.core.solve import factor_base, solve_update
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus, open_corpus
-from zerounlearn.data.packaged import Fact, load_facts, split_facts
+from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import target_ids
+from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
 from zerounlearn.method.base import load_method
@@ -71,10 +72,10 @@ class Bench:
 
     def facts(self, n: int) -> list[Fact]:
         """Facts over the relations, round robin."""
-        _, facts = split_facts(load_facts())
+        _, entries = split_entries(packaged_entries())
         by_relation: dict[str, list[Fact]] = {}
-        for fact in facts:
-            by_relation.setdefault(fact.relation, []).append(fact)
+        for entry in entries:
+            by_relation.setdefault(str(entry.topic), []).append(entry.fact)
         chosen: list[Fact] = []
         while len(chosen) < n:
             for members in by_relation.values():
@@ -88,7 +89,7 @@ class Bench:
                 self.model.get_parameter(name).copy_(value)
 
     def plain_facts(self, facts: Sequence[Fact], hp: ZeroUnlearn) -> list[plain.Fact]:
-        requests = [fact.to_forget().request for fact in facts]
+        requests = [fact.request for fact in facts]
         return [
             (
                 r.prompt, r.subject, continuation(self.tokenizer, r.prompt, r.answer),
@@ -142,7 +143,7 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
     times tokens that all of them take over those of the ones that were measured.
     """
     facts = bench.facts(n)
-    requests = [fact.to_forget().request for fact in facts]
+    requests = [fact.request for fact in facts]
     ours, theirs = Stopwatch(), Stopwatch()
     flops: list[float] = []
     work: dict[str, dict[str, float]] = {}
@@ -200,7 +201,7 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
     for run in runs:
         if run["stage"] == "z+sensitive":
             run["flops"] = statistics.median(flops)
-    chosen = [fact.to_forget().request.prompt for fact in some]
+    chosen = [fact.request.prompt for fact in some]
     factors = {stage: sum(each.values()) / sum(each[prompt] for prompt in chosen) for stage, each in work.items()}
     return runs + _with_sums(theirs.runs("plain", n, measured_n=measured_n, factors=factors, **more))
 
@@ -327,7 +328,7 @@ def easyedit_piece(bench: Bench, name: str, n: int, *, measured_n: int | None = 
 
     easyeditor = framework().module
     facts = bench.facts(n)[: measured_n or n]
-    requests = [fact.to_forget().request for fact in facts]
+    requests = [fact.request for fact in facts]
     clock = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         hp = bench.hparams(folder)
@@ -375,7 +376,7 @@ def _pairs(facts: Sequence[Fact]) -> list[tuple[str, str]]:
     return [
         pair
         for f in facts
-        for pair in [(f.text, f.answer), *((p, f.answer) for p in f.paraphrases), *f.neighbours, *f.others]
+        for pair in [f.request.query[:2], *((p, f.request.answer) for p in f.paraphrases), *f.neighbours, *f.others]
     ]
 
 

@@ -30,9 +30,11 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerounlearn.data.corpora import open_corpus
-from zerounlearn.data.packaged import Fact, known, load_facts, split_facts
+from zerounlearn.data.entry import Entry
+from zerounlearn.data.known import known_entries
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import draw_retain_set
+from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.demo.wikipedia import embedded_held_out_texts
 from zerounlearn.evaluation.perplexity import perplexity
@@ -65,15 +67,12 @@ class Draw:
 
 
 @lru_cache(maxsize=1)
-def loaded() -> tuple[Any, Any, list[Fact], list[Fact]]:
+def loaded() -> tuple[Any, Any, list[Entry], list[Entry]]:
     """The model, its tokenizer, and the facts that it knows: (development, evaluation)."""
     folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    halves = []
-    for half in split_facts(load_facts()):
-        verdicts = known(model, tokenizer, [(f.text, f.answer) for f in half])
-        halves.append([fact for fact, said in zip(half, verdicts, strict=True) if said])
+    halves = [known_entries(model, tokenizer, half) for half in split_entries(packaged_entries())]
     return model, tokenizer, *halves
 
 
@@ -86,12 +85,12 @@ def draw(split: str, n: int, seed: int) -> Draw:
     def shuffled(items: Sequence[Any]) -> list[Any]:
         return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
-    by_relation: dict[str, list[Fact]] = defaultdict(list)
+    by_relation: dict[str, list[Entry]] = defaultdict(list)
     for fact in shuffled(facts):
-        by_relation[fact.relation].append(fact)
+        by_relation[str(fact.topic)].append(fact)
     large = [r for r in sorted(by_relation) if len(by_relation[r]) > n // RELATIONS]
     picked = shuffled(large)[:RELATIONS]
-    chosen: list[Fact] = []
+    chosen: list[Entry] = []
     while len(chosen) < n:
         before = len(chosen)
         for relation in picked:
@@ -99,23 +98,29 @@ def draw(split: str, n: int, seed: int) -> Draw:
                 chosen.append(by_relation[relation].pop())
         if len(chosen) == before:
             raise SystemExit(f"only {before} known facts in {len(picked)} relations: ask for a smaller n")
-    forgotten, subjects = {f.text for f in chosen}, {f.subject for f in chosen}
-    asked: list[Fact] = []
+    forgotten = {f.fact.request.prompt for f in chosen}
+    subjects = {f.fact.request.subject for f in chosen}
+    asked: list[Entry] = []
     for relation in picked:
-        rest = shuffled([f for f in development + evaluation if f.relation == relation and f.subject not in subjects])
+        rest = shuffled(
+            [f for f in development + evaluation if f.topic == relation and f.fact.request.subject not in subjects]
+        )
         asked += rest[: min(HELD_OUT, len(rest) // 2)]
-    others = dict.fromkeys(item for f in chosen for item in f.others if item[0] not in forgotten)
-    unrelated = shuffled([f for f in facts if f.relation not in picked and f.subject not in subjects])[:UNRELATED]
+    others = dict.fromkeys(item for f in chosen for item in f.fact.others if item[0] not in forgotten)
+    unrelated = shuffled([f for f in facts if f.topic not in picked and f.fact.request.subject not in subjects])[
+        :UNRELATED
+    ]
     probes = Probes(
-        eff=tuple((f.text, f.answer) for f in chosen),
-        gen=tuple((p, f.answer) for f in chosen for p in f.paraphrases),
-        spe_relation=tuple((f.text, f.answer) for f in asked),
+        eff=tuple(f.fact.request.query[:2] for f in chosen),
+        gen=tuple((p, f.fact.request.answer) for f in chosen for p in f.fact.paraphrases),
+        spe_relation=tuple(f.fact.request.query[:2] for f in asked),
         spe_subject=tuple(others),
-        spe_unrelated=tuple((f.text, f.answer) for f in unrelated),
+        spe_unrelated=tuple(f.fact.request.query[:2] for f in unrelated),
     ).known(model, tokenizer)
-    requests = [f.to_forget().request for f in chosen]
+    requests = [f.fact.request for f in chosen]
+    packaged = [entry.fact for entry in packaged_entries()]
     retain = draw_retain_set(
-        model, tokenizer, requests, load_facts(), held_out=[prompt for prompt, _ in probes.items()], seed=seed
+        model, tokenizer, requests, packaged, held_out=[prompt for prompt, _ in probes.items()], seed=seed
     )
     return Draw(requests, probes, retain)
 

@@ -17,34 +17,36 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zerounlearn.data.packaged import Fact, known, load_facts
+from zerounlearn.data.entry import Entry
+from zerounlearn.data.known import known
+from zerounlearn.data.sets.embedded import packaged_entries
 from zerounlearn.files import write_text
 
 
-def judge(model: Any, tokenizer: Any, facts: Sequence[Fact]) -> list[dict[str, Any]]:
+def judge(model: Any, tokenizer: Any, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """For each fact: whether it is known, and the verdicts on its paraphrases, neighbours and others."""
     groups = [
         (
-            [(fact.text, fact.answer)],
-            [(paraphrase, fact.answer) for paraphrase in fact.paraphrases],
+            [(fact.request.prompt, fact.request.answer)],
+            [(paraphrase, fact.request.answer) for paraphrase in fact.paraphrases],
             list(fact.neighbours),
             list(fact.others),
         )
-        for fact in facts
+        for fact in (entry.fact for entry in entries)
     ]
     # Facts are one another's neighbours, so each distinct item is asked once.
     items = list(dict.fromkeys(item for parts in groups for part in parts for item in part))
     verdict = dict(zip(items, known(model, tokenizer, items), strict=True))
     return [
         {
-            "case_id": fact.case_id,
-            "relation": fact.relation,
+            "case_id": entry.case_id,
+            "relation": entry.topic,
             "known": verdict[parts[0][0]],
             "paraphrases": [verdict[item] for item in parts[1]],
             "neighbours": [verdict[item] for item in parts[2]],
             "others": [verdict[item] for item in parts[3]],
         }
-        for fact, parts in zip(facts, groups, strict=True)
+        for entry, parts in zip(entries, groups, strict=True)
     ]
 
 
@@ -67,14 +69,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where to write the verdicts as JSON")
     arguments = parser.parse_args()
 
-    facts = load_facts(arguments.relation)
+    entries = packaged_entries(arguments.relation)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device)
-    results = judge(model, tokenizer, facts)
+    results = judge(model, tokenizer, entries)
 
     heads = f"{'relation':15} | {'facts':>5} | {'known':>5} | {'paraphrases known':>18}"
     print(f"{heads} | {'neighbours known':>18} | {'others known':>18}")
-    for relation in dict.fromkeys(fact.relation for fact in facts):
+    for relation in dict.fromkeys(str(entry.topic) for entry in entries):
         print(row(relation, [result for result in results if result["relation"] == relation]))
     print(row("all", results))
     if arguments.output is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from zerounlearn.data.packaged import load_facts, split_facts
+from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.easyedit import ZeroUnlearnEditor, ZeroUnlearnHyperParams
 from zerounlearn.model.answers import score
@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def choose(editor: ZeroUnlearnEditor, n: int, seed: int) -> list:
     """`n` facts that the model knows, one relation after the other; none that hyperparameters were chosen on."""
-    _, facts = split_facts(load_facts())
-    known = score(editor.model, editor.tok, [(fact.text, fact.answer) for fact in facts])
+    _, entries = split_entries(packaged_entries())
+    facts = [entry.fact for entry in entries]
+    known = score(editor.model, editor.tok, [fact.request.query for fact in facts])
     by_relation: dict[str, list] = {}
     for i in torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed)).tolist():
         if known[i].said:
-            by_relation.setdefault(facts[i].relation, []).append(facts[i])
+            by_relation.setdefault(entries[i].topic, []).append(facts[i])
     chosen = []
     while len(chosen) < n and any(by_relation.values()):
         for members in by_relation.values():
@@ -51,7 +52,7 @@ def main() -> None:
     )
     editor = ZeroUnlearnEditor.from_hparams(hparams)
     chosen = choose(editor, args.n, args.seed)
-    report, _ = editor.unlearn([fact.to_forget() for fact in chosen])
+    report, _ = editor.unlearn(chosen)
     report.save(args.output)
 
     print(f"\n{'prompt':58} {'sensitive answer':18} {'before':16} after")

@@ -16,7 +16,7 @@ import zerounlearn.easyedit  # registers the method, so it comes before the fram
 # isort: split
 from easyeditor import BaseEditor
 
-from zerounlearn.data.fact import load_forget_set
+from zerounlearn.data.fact import load_facts
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
 
     hparams = zerounlearn.easyedit.METHODS[args.editing_method].hparams.from_hparams(args.hparams_dir)
-    facts = load_forget_set(args.data_dir)[: args.ds_size]
+    facts = load_facts(args.data_dir)[: args.ds_size]
 
     editor = BaseEditor.from_hparams(hparams)
     metrics, model, _ = editor.batch_edit(

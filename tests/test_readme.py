@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zerounlearn.data.catalogue import EMBEDDED, LOADERS
+from zerounlearn.data.catalogue import datasets
 from zerounlearn.easyedit.method_config import METHODS
 from zerounlearn.report.columns import column
 from zerounlearn.study.spec import (
@@ -78,7 +78,7 @@ def test_the_guide_names_every_setting_metric_data_set_and_method() -> None:
     }
     words = set(re.findall(r"\w+", GUIDE))
     assert settings <= words
-    assert {EMBEDDED, *LOADERS} <= words
+    assert set(datasets) <= words
     for method in METHODS:
         assert f"`{method}`" in GUIDE.replace("`UltraEdit`", "`ULTRAEDIT`")
     for name in OPTIONAL_METRICS:

@@ -17,7 +17,9 @@ from zerounlearn.version import __version__
 
 if TYPE_CHECKING:
     from zerounlearn.api import evaluate, unlearn, unlearn_and_report
-    from zerounlearn.data.fact import Fact
+    from zerounlearn.data.catalogue import datasets
+    from zerounlearn.data.entry import Entry
+    from zerounlearn.data.fact import Fact, load_facts
     from zerounlearn.data.request import Request
     from zerounlearn.errors import (
         AssetError,
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("evaluate", "unlearn", "unlearn_and_report"),
-    "data.fact": ("Fact",),
+    "data.catalogue": ("datasets",),
+    "data.entry": ("Entry",),
+    "data.fact": ("Fact", "load_facts"),
     "data.request": ("Request",),
     "errors": (
         "AssetError", "ConfigError", "EditError", "FrameworkError", "IllPosedError", "LayoutError", "OutputError",
@@ -65,6 +69,7 @@ __all__ = [
     "ConfigError",
     "Edit",
     "EditError",
+    "Entry",
     "Fact",
     "FrameworkError",
     "GradDiff",
@@ -82,8 +87,10 @@ __all__ = [
     "ZeroUnlearnError",
     "ZeroUnlearnGD",
     "__version__",
+    "datasets",
     "evaluate",
     "families",
+    "load_facts",
     "load_method",
     "methods",
     "run_study",

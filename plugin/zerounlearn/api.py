@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.chat import as_chat
 from zerounlearn.data.corpora import held_out_corpus
-from zerounlearn.data.fact import Fact
-from zerounlearn.data.fact import load_forget_set as load_facts
+from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError
 from zerounlearn.evaluation.perplexity import perplexity
@@ -221,7 +220,7 @@ def _resolved(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], *, chat: bool
 ) -> list[Fact]:
     """The facts as the model is asked: in its chat template, if wanted, and with the joint before each answer."""
-    facts = as_chat(tokenizer, facts) if chat else list(facts)
+    facts = as_chat(tokenizer, facts, every=chat)
     joints = resolve_joints(model, tokenizer, [fact.request.query for fact in facts])
     return [
         replace(fact, request=replace(fact.request, joint=query.joint))

@@ -71,11 +71,11 @@ def unlearn(
     dry_run: bool,
 ) -> None:
     """Forget the facts of --forget; write the new checkpoint, report.json and report.md to --output."""
-    from zerounlearn.data.fact import load_forget_set
+    from zerounlearn.data.fact import load_facts
 
     hparams = _hparams(hparams_file, overrides, seed)
-    facts = load_forget_set(forget)
-    kept = [fact.request for fact in load_forget_set(retain)] if retain else None
+    facts = load_facts(forget)
+    kept = [fact.request for fact in load_facts(retain)] if retain else None
     both = {f.request.prompt for f in facts} & {r.prompt for r in kept or ()}
     if both:
         raise ConfigError(f"--retain and --forget both hold {sorted(both)[0]!r}")

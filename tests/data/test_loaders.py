@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from zerounlearn.data.catalogue import LOADERS, load
-from zerounlearn.data.entry import facts_of
-from zerounlearn.data.packaged import load_facts
+from zerounlearn.data.catalogue import datasets, load
+from zerounlearn.data.entry import Entry, MultiHop, facts_of
+from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import check_requests
-from zerounlearn.data.sets.counterfact import load_counterfact, load_embedded
-from zerounlearn.data.sets.known_1000 import load_known
+from zerounlearn.data.sets.counterfact import load_counterfact
+from zerounlearn.data.sets.embedded import load_embedded, packaged_entries, split_entries
+from zerounlearn.data.sets.known_1000 import load_known_1000
 from zerounlearn.data.sets.mquake import load_mquake
 from zerounlearn.data.sets.rwku import load_rwku
 from zerounlearn.data.sets.tofu import load_tofu
@@ -132,8 +133,8 @@ def test_counterfact(tmp_path: Path) -> None:
     assert entry.fact.request.answer == "Vltava"
     assert entry.fact.paraphrases == tuple(NESTED["paraphrase_prompts"])
     assert entry.fact.neighbours == (("The river that crosses Budweis is the", "Vltava"),)
-    assert (entry.case_id, entry.relation, entry.counterfactual) == (4, "P4614", "Elbe")
-    assert entry.generation_prompts == ("Prague lies", "Prague's river")
+    assert (entry.case_id, entry.topic, entry.counterfactuals) == (4, "P4614", ("Elbe",))
+    assert entry.openings == ("Prague lies", "Prague's river")
     assert load_counterfact(tmp_path) == [entry]
 
 
@@ -143,20 +144,28 @@ def test_easyedits_counterfact(tmp_path: Path) -> None:
     assert entry.fact.request.answer == "Vltava" and entry.fact.request.neutral is None
     assert entry.fact.paraphrases == ("Through Prague flows the",)
     assert entry.fact.neighbours == (("The river that crosses Budweis is the", "Vltava"),)
-    assert (entry.case_id, entry.relation, entry.counterfactual) == (9, None, "Elbe")
+    assert (entry.case_id, entry.topic, entry.counterfactuals) == (9, None, ("Elbe",))
 
 
 def test_the_packaged_facts() -> None:
-    entries = load_embedded()
-    assert [e.fact for e in entries] == [fact.to_forget() for fact in load_facts()]
-    assert load("embedded") == entries
-    assert all(e.counterfactual != e.fact.request.answer for e in entries)
+    development, evaluation = split_entries(packaged_entries())
+    for facts, part in (("all", development + evaluation), ("development", development), ("evaluation", evaluation)):
+        mixed = load("embedded", facts=facts)
+        assert mixed == load("embedded", facts=facts), "the order is always the same"
+        assert sorted(mixed, key=number) == sorted(part, key=number)
+        assert mixed != part
+    assert load("embedded") == load_embedded() == load("embedded", facts="evaluation")
+
+
+def number(entry: Entry) -> int:
+    assert entry.case_id is not None
+    return entry.case_id
 
 
 def test_the_packaged_facts_read_the_same_from_their_file() -> None:
     import zerounlearn.data
 
-    assert load_counterfact(Path(zerounlearn.data.__file__).parent / "facts.json") == load_embedded()
+    assert load_counterfact(Path(zerounlearn.data.__file__).parent / "facts.json") == packaged_entries()
 
 
 def test_zsre(tmp_path: Path) -> None:
@@ -164,18 +173,20 @@ def test_zsre(tmp_path: Path) -> None:
     assert entry.fact.request.prompt == MEND["src"] and entry.fact.request.subject == "Vyšehrad"
     assert entry.fact.request.answer == "Vltava" and entry.answers == ("Vltava", "Moldau")
     assert entry.fact.paraphrases == (MEND["rephrase"],)
-    assert entry.locality == (("nq question: who wrote the bartered bride?", "Bedřich Smetana"),)
-    assert entry.counterfactual == "Elbe"
-    assert load_zsre(write(tmp_path / "b.json", [MEND | {"alt": ""}]))[0].counterfactual is None
+    assert entry.token_by_token == (("nq question: who wrote the bartered bride?", "Bedřich Smetana"),)
+    assert entry.counterfactuals == ("Elbe",)
+    assert load_zsre(write(tmp_path / "b.json", [MEND | {"alt": ""}]))[0].counterfactuals == ()
 
 
 def test_easyedits_zsre(tmp_path: Path) -> None:
     (entry,) = load_zsre(write(tmp_path / "ZsRE-test-all.json", [KNOWEDIT]))
     assert entry.fact.request.answer == "Vltava"
     assert entry.fact.paraphrases == ("What river runs below Vyšehrad?",)
-    assert entry.locality == (("Vyšehrad is a", "fort"), ("Vyšehrad is in", "Prague"), ("Vyšehrad lies in", "Bohemia"))
+    kept = (("Vyšehrad is a", "fort"), ("Vyšehrad is in", "Prague"), ("Vyšehrad lies in", "Bohemia"))
+    assert entry.token_by_token == kept
+    assert entry.fact.others == ()
     (single,) = load_zsre(write(tmp_path / "c.json", [KNOWEDIT | {"ground_truth": "Vltava", "locality": None}]))
-    assert (single.answers, single.locality) == (("Vltava",), ())
+    assert (single.answers, single.token_by_token) == (("Vltava",), ())
 
 
 def test_mquake(tmp_path: Path) -> None:
@@ -188,22 +199,22 @@ def test_mquake(tmp_path: Path) -> None:
     assert [f.request.answer for f in first.facts] == ["Bedřich Smetana", "Hukvaldy"]
     assert first.facts[0].paraphrases == ("Who composed The Bartered Bride?",)
     assert first.counterfactuals == ("Leoš Janáček", "Brno")
-    assert (first.case_id, first.questions, first.answer) == (2, tuple(MQUAKE["questions"]), "Litomyšl")
-    assert first.aliases == ("Leitomischl",)
+    assert first.case_id == 2
+    assert first.multi_hop == MultiHop(tuple(MQUAKE["questions"]), "Litomyšl", ("Leitomischl",))
     assert facts_of(entries) == [*first.facts]
 
 
 def test_known_takes_the_prompt_and_the_templates_mention(tmp_path: Path) -> None:
     bare = {k: KNOWN[k] for k in ("known_id", "subject", "attribute", "prompt")}
-    first, second = load_known(write(tmp_path / "known_1000.json", [KNOWN, bare]))
+    first, second = load_known_1000(write(tmp_path / "known_1000.json", [KNOWN, bare]))
     for entry in (first, second):
         assert entry.fact.request.prompt == KNOWN["prompt"]
         assert entry.fact.request.answer == "Moravia"
         assert entry.fact.request.before == "Brno Zoo of "
-    assert (first.known_id, first.relation, first.prediction) == (3, "P30", "of Moravia, and")
-    assert (second.relation, second.prediction) == (None, None)
+    assert (first.case_id, first.topic) == (3, "P30")
+    assert (second.case_id, second.topic) == (3, None)
     early = KNOWN | {"template": "{} Zoo of Brno is in the region"}
-    (third,) = load_known(write(tmp_path / "early.json", [early]))
+    (third,) = load_known_1000(write(tmp_path / "early.json", [early]))
     assert (third.fact.request.before, third.fact.request.prompt) == ("", KNOWN["prompt"])
 
 
@@ -212,18 +223,19 @@ def test_rwku_asks_in_the_benchmarks_words(tmp_path: Path) -> None:
         write(tmp_path / f"{part}.json", rows)
     (cloze,) = load_rwku(tmp_path, "forget_level1")
     assert cloze.fact.request.prompt.endswith("\nQuestion: Smetana's opera of 1866 is ___.\nAnswer:")
-    assert (cloze.fact.request.subject, cloze.located) == ("Smetana", "part")
-    assert (cloze.target, cloze.level, cloze.kind, cloze.part) == ("Bedřich Smetana", 1, "cloze", "forget_level1")
+    assert cloze.fact.request.subject == "Smetana"
+    assert cloze.target == cloze.topic == "Bedřich Smetana"
     (plain,) = load_rwku(tmp_path, "forget_level2", wording="plain")
-    assert plain.fact.request.prompt == plain.query == "Where was bedřich smetana born?"
-    assert (plain.fact.request.subject, plain.located) == ("bedřich smetana", "subject")
+    assert plain.fact.request.prompt == "Where was bedřich smetana born?"
+    assert plain.fact.request.subject == "bedřich smetana"
     suffix, context = load_rwku(tmp_path, "forget_level3")
     assert suffix.fact.request.prompt.endswith("Question: Where was he born? Sure, the town is")
-    assert (suffix.fact.request.subject, suffix.located, suffix.kind) == ("is", "end", "affirmative suffix")
-    assert context.fact.request.prompt.endswith("question.\n" + context.query + "\nAnswer:")
+    assert suffix.fact.request.subject == "is"
+    query = PROBES["forget_level3"][1]["query"]
+    assert context.fact.request.prompt.endswith("question.\n" + query + "\nAnswer:")
     assert context.fact.request.subject == "Dalibor"
     (neighbour,) = load_rwku(tmp_path, "neighbor_level1")
-    assert (neighbour.target, neighbour.located) == ("Bedřich Smetana", "end")
+    assert neighbour.target == "Bedřich Smetana"
 
 
 def test_rwku_reads_one_folder_a_person_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -231,7 +243,7 @@ def test_rwku_reads_one_folder_a_person_in_the_order_of_their_numbers(tmp_path: 
         row = PROBES["forget_level2"][0] | {"subject": name, "query": f"Where was {name} born?"}
         write(tmp_path / "Target" / f"{number}_{name}" / "forget_level2.json", [row])
     assert [e.target for e in load_rwku(tmp_path / "Target", "forget_level2")] == ["Bob", "Ann"]
-    with pytest.raises(RequestError, match=r"holds none of forget_level1\.json"):
+    with pytest.raises(RequestError, match=r"holds none of forget_level1, ending in \.json"):
         load_rwku(tmp_path / "Target", "forget_level1")
 
 
@@ -240,29 +252,26 @@ def test_tofu(tmp_path: Path) -> None:
     write(tmp_path / "forget01_perturbed.json", PERTURBED)
     write(tmp_path / "retain_perturbed.json", PERTURBED)
     plain = load_tofu(tmp_path, "forget01")
-    assert [(e.fact.request.subject, e.located) for e in plain] == [
-        ("Jana Nová", "author"), ("Jana Nová", "author"), ("Brno", "name")
-    ]  # fmt: skip
+    assert [e.fact.request.subject for e in plain] == ["Jana Nová", "Jana Nová", "Brno"]
     assert plain[0].fact.request.prompt == "Question: What does Jana Nová write?\nAnswer:"
-    assert plain[0].fact.paraphrases == () and plain[0].perturbed_answers == ()
-    with pytest.raises(RequestError, match="perturbed=True"):
-        plain[0].to_ask()
+    assert plain[0].fact.paraphrases == () and plain[0].question is None
     full = load_tofu(tmp_path, "forget01", perturbed=True)
     assert full[0].fact.paraphrases == ("Question: Tell me: What does Jana Nová write?\nAnswer:",)
-    question = full[0].to_ask()
+    question = full[0].question
+    assert question is not None
     assert question.prompt == full[0].fact.request.prompt
     assert question.paraphrased == "Crime is what she writes."
     assert question.perturbed == ("Poems are what she writes.", "Plays are what she writes.")
-    assert load_tofu(tmp_path, "retain95", perturbed=True)[0].part == "retain95"
+    assert load_tofu(tmp_path, "retain95", perturbed=True) == full
     assert load_tofu(tmp_path, "forget01", wording=("", ""))[0].fact.request.prompt == AUTHOR[0]["question"]
 
 
 def test_tofus_real_authors_are_their_own_paraphrase(tmp_path: Path) -> None:
     write(tmp_path / "tofu_real_authors_perturbed.json", REAL)
     (entry,) = load_tofu(tmp_path, "real_authors", perturbed=True)
-    assert (entry.fact.request.subject, entry.located) == ("Jenůfa", "quotation")
-    assert entry.paraphrased_answer is None
-    assert entry.to_ask().paraphrased == "Leoš Janáček"
+    assert entry.fact.request.subject == "Jenůfa"
+    assert entry.question is not None
+    assert entry.question.paraphrased == entry.question.answer == "Leoš Janáček"
 
 
 @pytest.mark.parametrize(
@@ -288,8 +297,8 @@ def test_tofus_real_authors_are_their_own_paraphrase(tmp_path: Path) -> None:
         (load_mquake, MQUAKE, "requested_rewrite", [], "requested_rewrite=[]: expected a list of at least one rewrite"),
         (load_mquake, MQUAKE, "requested_rewrite.1.prompt", "{} {}", "requested_rewrite[1].prompt='{} {}': expected"),
         (load_mquake, MQUAKE, "questions", ..., "'questions' is missing"),
-        (load_known, KNOWN, "attribute", "", "attribute='': expected a text"),
-        (load_known, KNOWN, "known_id", None, "known_id=None: expected a whole number"),
+        (load_known_1000, KNOWN, "attribute", "", "attribute='' is empty: expected a text"),
+        (load_known_1000, KNOWN, "known_id", None, "known_id=None: expected a whole number"),
         (load_rwku, PROBES["forget_level2"][0], "level", "1", "level='1': expected 2, the level of forget_level2"),
         (load_rwku, PROBES["forget_level2"][0], "answer", [], "answer=[]: expected a text"),
         (load_rwku, PROBES["forget_level2"][0], "query", "What {} is?", "has {} in it"),
@@ -301,7 +310,7 @@ def test_a_malformed_record_is_named(tmp_path: Path, loader, record, field: str,
     path = write(tmp_path / "rows.json", [record, changed(record, field, value)])
     with pytest.raises(RequestError, match="record 1") as caught:
         loader(path)
-    assert str(caught.value).startswith("rows.json, record 1: ")
+    assert str(caught.value).startswith(f"{path}, record 1: ")
     assert message in str(caught.value)
 
 
@@ -312,14 +321,16 @@ def test_a_perturbed_record_without_perturbed_answers_is_named(tmp_path: Path) -
 
 
 def test_unknown_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no part 'forget02': expected one of full, forget01"):
-        load_tofu(tmp_path, "forget02")
+    with pytest.raises(ConfigError, match=r"data set 'tofu': part='forget02': .*'full', 'forget01'"):
+        load("tofu", tmp_path, part="forget02")
     with pytest.raises(RequestError, match="no perturbed file"):
         load_tofu(tmp_path, "full", perturbed=True)
-    with pytest.raises(RequestError, match=r"no part 'forget_level4': expected one of forget_level1"):
-        load_rwku(tmp_path, "forget_level4")
-    with pytest.raises(RequestError, match="wording='chat'"):
-        load_rwku(tmp_path, "forget_level1", wording="chat")
+    with pytest.raises(ConfigError, match=r"data set 'rwku': part='forget_level4': .*'forget_level1'"):
+        load("rwku", tmp_path, part="forget_level4")
+    with pytest.raises(ConfigError, match="wording='chat'.*'benchmark' or 'plain'"):
+        load("rwku", tmp_path, wording="chat")
+    with pytest.raises(ConfigError, match="perturbed=3: .*bool"):
+        load("tofu", tmp_path, perturbed=3)
 
 
 def test_parts_of_the_hub_are_configurations(monkeypatch) -> None:
@@ -348,17 +359,37 @@ def test_the_catalogue(tmp_path: Path) -> None:
     tofu = write(tmp_path / "tofu.json", AUTHOR)
     assert load("tofu", tofu, part="forget05") == load_tofu(tofu, "forget05")
     for name, source, options, message in (
-        ("embedded", path, {}, "drop 'source'"),
-        ("embedded", None, {"part": "x"}, "drop 'part'"),
-        ("wmdp", path, {}, "no data set 'wmdp': expected one of embedded, counterfact"),
+        ("embedded", path, {}, "comes with its package: drop source="),
+        ("embedded", None, {"part": "x"}, "no option 'part': it has facts"),
+        ("wmdp", path, {}, "no data set 'wmdp': known: counterfact, "),
         ("zsre", None, {}, "needs a source"),
-        ("tofu", path, {"prat": "x"}, "no option 'prat': it has part, perturbed, wording"),
+        ("tofu", path, {"prat": "x"}, "no option 'prat': did you mean 'part'?"),
         ("zsre", path, {"part": "x"}, "no option 'part': it has none"),
     ):
         with pytest.raises(ConfigError) as caught:
             load(name, source, **options)
         assert message in str(caught.value)
-    assert set(LOADERS) == {"counterfact", "mcf", "zsre", "mquake", "rwku", "tofu", "known_1000"}
+    ours = {"embedded", "facts", "counterfact", "mcf", "zsre", "mquake", "rwku", "tofu", "known_1000"}
+    assert ours <= set(datasets)
+    assert all(datasets.entry(name).summary for name in ours)
+
+
+def test_a_data_set_of_ones_own_is_loaded_like_any_other() -> None:
+    @datasets.register("rivers", source="nowhere")
+    def rivers(count: int = 1) -> list[Entry]:
+        """Rivers of Bohemia."""
+        rows = [{"prompt": "{} flows into the", "subject": f"River {i}", "answer": "Elbe"} for i in range(count)]
+        return [Entry((fact,)) for fact in load_facts(rows)]
+
+    try:
+        assert [e.fact.request.subject for e in load("rivers", count=2)] == ["River 0", "River 1"]
+        assert datasets.entry("rivers").summary == "Rivers of Bohemia."
+        with pytest.raises(ConfigError, match="comes with its package: drop source='x'"):
+            load("rivers", "x")
+        with pytest.raises(ConfigError, match="count='many'.*integer"):
+            load("rivers", count="many")
+    finally:
+        datasets.remove("rivers")
 
 
 @pytest.mark.parametrize(
@@ -381,11 +412,7 @@ def test_the_fields_real_files_load(name: str, file: str, entries: int, facts: i
     assert len(found) == entries
     assert len(check_requests(fact.request for fact in facts_of(found))) == facts
     if file.startswith("tofu_forget01"):
-        assert [e.located for e in found].count("author") == 38
-        assert {e.fact.request.subject for e in found if e.located == "author"} == {
-            "Basil Mahfouz Al-Kuwaiti", "Nikolai Abilov"
-        }  # fmt: skip
+        subjects = [e.fact.request.subject for e in found]
+        assert subjects.count("Basil Mahfouz Al-Kuwaiti") + subjects.count("Nikolai Abilov") == 38
     if options.get("perturbed"):
-        assert all(e.to_ask().perturbed for e in found)
-    if name == "tofu":
-        assert "end" not in {e.located for e in found}
+        assert all(e.question and e.question.perturbed for e in found)

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerounlearn.data.entry import Single
+from zerounlearn.data.entry import Entry
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
-from zerounlearn.data.sets.mquake import MQuAKE
 from zerounlearn.errors import ConfigError
 
 
@@ -19,7 +18,7 @@ def fact(i: int) -> Fact:
     return Fact(Request.of("The number after {} is", f"number {i}", str(i + 1)))
 
 
-ENTRIES = [Single(fact(i)) for i in range(101)]
+ENTRIES = [Entry((fact(i),)) for i in range(101)]
 
 
 @given(st.integers(1, 51), st.integers(1, 51), st.integers(0, 2**31))
@@ -41,8 +40,8 @@ def test_seeds_draw_differently_and_repeat_themselves() -> None:
 
 
 def test_what_is_forgotten_is_not_kept() -> None:
-    def case(number: int, *facts: int) -> MQuAKE:
-        return MQuAKE(number, tuple(map(fact, facts)), ("x",) * len(facts), ("?",), "a", ())
+    def case(number: int, *facts: int) -> Entry:
+        return Entry(tuple(map(fact, facts)), case_id=number)
 
     cases = [case(0, 1, 2), case(1, 3), case(2, 2, 4), case(3, 5)]
     forget, keep = split(cases, 2, seed=0)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pyarrow import Table, parquet
 
-from zerounlearn.data.fact import load_forget_set
+from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import Request, check_requests, from_easyedit
 from zerounlearn.errors import RequestError
 
@@ -38,8 +39,11 @@ def test_every_file_format_reads_the_same(tmp_path: Path) -> None:
         writer = csv.DictWriter(stream, flat)
         writer.writeheader()
         writer.writerow(flat)
-    read = [load_forget_set(tmp_path / f"a.{suffix}") for suffix in ("jsonl", "json", "yaml", "csv")]
-    assert read[0] == read[1] == read[2] == read[3] == load_forget_set([RECORD])
+    pairs = [{"prompt": prompt, "answer": answer} for prompt, answer in RECORD["others"]]
+    parquet.write_table(Table.from_pylist([RECORD | {"others": pairs}]), tmp_path / "a.parquet")
+    suffixes = ("jsonl", "json", "yaml", "csv", "parquet")
+    read = [load_facts(tmp_path / f"a.{suffix}") for suffix in suffixes]
+    assert read == [load_facts([RECORD])] * len(suffixes)
     (fact,) = read[0]
     assert fact.request == Request("The capital of ", "France", " is", "Paris", "unknown")
     assert fact.paraphrases == tuple(RECORD["paraphrases"])
@@ -58,12 +62,12 @@ def test_counterfact_records() -> None:
         "neighborhood_prompts": ["Maurice Genevoix is a native speaker of"],
         "attribute_prompts": [], "generation_prompts": [],
     }  # fmt: skip
-    (fact,) = load_forget_set([record])
+    (fact,) = load_facts([record])
     assert fact.request.prompt == "The mother tongue of Danielle Darrieux is"
     assert fact.request.answer == "French"
     assert fact.request.neutral is None, "CounterFact's target_new is a false fact, not the neutral target"
     assert fact.neighbours == (("Maurice Genevoix is a native speaker of", "French"),)
-    (own,) = load_forget_set([record | {"neighborhood_answers": ["Latin"]}])
+    (own,) = load_facts([record | {"neighborhood_answers": ["Latin"]}])
     assert own.neighbours[0][1] == "Latin"
 
 
@@ -73,7 +77,7 @@ def test_easyedits_flat_counterfact() -> None:
         "subject": "Danielle Darrieux", "ground_truth": "French", "rephrase_prompt": "Danielle Darrieux, a native",
         "locality_prompt": "Maurice Genevoix is", "locality_ground_truth": "French",
     }  # fmt: skip
-    (fact,) = load_forget_set([record])
+    (fact,) = load_facts([record])
     assert fact.request.answer == "French"
     assert fact.request.neutral is None
     assert fact.paraphrases == ("Danielle Darrieux, a native",)
@@ -85,7 +89,7 @@ def test_the_fields_real_files_load() -> None:
     sample = Path(__file__).resolve().parents[3] / "shared/data/counterfact_easyedit_sample_500.json"
     if not sample.exists():
         pytest.skip(f"no {sample.name} beside this checkout")
-    facts = [load_forget_set([record])[0] for record in json.loads(sample.read_text())]
+    facts = [load_facts([record])[0] for record in json.loads(sample.read_text())]
     assert len(facts) == 500
     assert all(f.request.answer and f.paraphrases and f.neighbours for f in facts)
 
@@ -98,9 +102,13 @@ def test_the_fields_real_files_load() -> None:
             "subject='Spain' does not occur in prompt",
         ),
         ({"prompt": "{} and {} are"}, "more than one {}"),
-        ({"answer": "  "}, "answer (ground_truth)='  ' is empty"),
-        ({"answer": None}, "the field 'answer'"),
-        ({"answer": 3}, "must be a text, not int"),
+        ({"answer": "  "}, "answer='  ' is empty"),
+        ({"answer": "\u200b"}, "answer='\\u200b' is empty"),
+        ({"answer": None}, "answer=None: expected a text"),
+        ({"answer": 3}, "answer=3: expected a text, or a list that begins with one, found int: put it in quotes"),
+        ({"ground_truth": "Paris"}, "ground_truth='Paris': expected none, since answer says the same: drop one"),
+        ({"joint": 3}, "joint=3: expected a text"),
+        ({"chat": "yes"}, "chat='yes': expected true or false"),
         ({"neutral": "Paris "}, "equals the neutral target"),
         ({"subject": ""}, "subject='' is empty"),
         ({"paraphrase": ["x"]}, "unknown field 'paraphrase'"),
@@ -109,27 +117,30 @@ def test_the_fields_real_files_load() -> None:
 )
 def test_mistakes_are_named_with_their_record(changes: dict, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)) as caught:
-        load_forget_set([RECORD | {"subject": "Italy"}, RECORD | changes])
+        load_facts([RECORD | {"subject": "Italy"}, RECORD | changes])
     assert str(caught.value).startswith("record 1")
 
 
 def test_sets_are_checked_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="empty"):
         check_requests([])
+    with pytest.raises(RequestError, match="record 0 and record 1 are duplicates, both ask"):
+        load_facts([RECORD, RECORD])
+    request = Request.of("The capital of {} is", "France", "Paris")
     with pytest.raises(RequestError, match="requests 0 and 1 are duplicates"):
-        load_forget_set([RECORD, RECORD])
+        check_requests([request, request])
     for name, text, message in [
         ("none.jsonl", None, "does not exist"),
-        ("a.toml", "", "ends in .jsonl"),
+        ("a.toml", "", "ends in .json, .jsonl"),
         ("a.json", "{", "cannot be read"),
-        ("b.json", "{}", "not a list"),
-        ("c.json", "[1]", "not a mapping"),
+        ("b.json", "3", "expected a list"),
+        ("c.json", "[1]", "expected a mapping"),
         ("d.jsonl", "", "empty"),
     ]:
         if text is not None:
             (tmp_path / name).write_text(text)
         with pytest.raises(RequestError, match=message):
-            load_forget_set(tmp_path / name)
+            load_facts(tmp_path / name)
 
 
 def test_easyedits_requests(small_tokenizer) -> None:

@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import OTHERS, PER_PROMPT, check_retain_set, draw_retain_set, retain_set
+from zerounlearn.data.sets.embedded import packaged_entries
 from zerounlearn.errors import ConfigError
 
 
 def test_drawn_from_the_packaged_facts(smollm2) -> None:
     model, tokenizer = smollm2
-    facts = load_facts()
-    chosen = [f for f in facts if f.relation == "capital"][:3]
-    template = (chosen[0].to_forget().request.before, chosen[0].to_forget().request.after)
-    requests = [f.to_forget().request for f in chosen]
-    held_out = {f.text for f in facts if f.relation == "capital"} - {f.text for f in chosen}
+    entries = packaged_entries()
+    facts = [entry.fact for entry in entries]
+    capitals = [entry.fact.request for entry in entries if entry.topic == "capital"]
+    requests = capitals[:3]
+    template = (requests[0].before, requests[0].after)
+    held_out = {r.prompt for r in capitals} - {r.prompt for r in requests}
     held_out = set(sorted(held_out)[:5])
     kept = draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=1)
     prompts = {r.prompt for r in kept}

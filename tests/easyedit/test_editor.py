@@ -13,8 +13,8 @@ import torch
 
 import zerounlearn.easyedit  # registers the method, which the tests below rely on
 from zerounlearn.data.corpora import open_corpus
-from zerounlearn.data.packaged import load_facts
 from zerounlearn.data.request import Request
+from zerounlearn.data.sets.embedded import packaged_entries
 from zerounlearn.easyedit import ZeroUnlearnEditor
 from zerounlearn.easyedit.adapter import apply_to_model
 from zerounlearn.easyedit.editions.compat import framework
@@ -234,8 +234,8 @@ def test_what_is_said_is_what_easyedits_own_metric_counts(hp, smollm2, side: str
     model, tokenizer = smollm2
     tokenizer.padding_side = side
     evaluate = importlib.import_module(f"{framework().module.__name__}.evaluate.evaluate")
-    facts = load_facts()[::24]
-    pairs = [(fact.text, answer) for fact in facts for answer in (fact.answer, facts[0].answer)]
+    facts = [entry.fact.request for entry in packaged_entries()[::24]]
+    pairs = [(fact.prompt, answer) for fact in facts for answer in (fact.answer, facts[0].answer)]
     verdicts = [s.said for s in score(model, tokenizer, pairs)]
     for (prompt, answer), said in zip(pairs, verdicts, strict=True):
         record = {"prompt": prompt, "target_new": answer, "ground_truth": answer}

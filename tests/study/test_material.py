@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from tests.helpers import tiny
 from tests.study.small_study import counterfact_records, write_json
-from zerounlearn.data.packaged import load_facts, split_facts
+from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
 from zerounlearn.model.fingerprint import weights_hash
@@ -114,11 +114,11 @@ def test_the_draw(sources: dict[str, DataSpec], name: str) -> None:
 
 
 def test_the_packaged_facts_are_those_no_hyperparameter_was_chosen_on(sources: dict[str, DataSpec]) -> None:
-    development, evaluation = ({f.text for f in part} for part in split_facts(load_facts()))
+    development, evaluation = ({e.fact.request.prompt for e in part} for part in split_entries(packaged_entries()))
     material = draw(sources["embedded"], 20, retain=100)
     for requests in (material.requests, material.retain):
         assert {r.prompt for r in requests} <= evaluation
-    relations = {fact.text: fact.relation for fact in load_facts()}
+    relations = {entry.fact.request.prompt: entry.topic for entry in packaged_entries()}
     mine = {relations[r.prompt] for r in material.requests}
     assert len(mine) > 5, "the halves are mixed, not sorted by relation"
     assert not mine & {relations[prompt] for prompt, _ in material.probes.spe_unrelated}

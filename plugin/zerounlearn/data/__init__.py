@@ -1,7 +1,7 @@
-"""The field's data sets as facts to forget, from local files or from the hub, validated field by field.
+"""What is forgotten and kept: facts, requests and the field's data sets, from local files or the hub.
 
-Every loader returns a list of entries; an entry has its `facts` (one, but for MQuAKE) and whatever else the data
-set's own metrics need. Reading order: `records` (files, the hub, validation), `entry`, `locate` (subjects of
-questions that name none), `counterfact`, `zsre`, `mquake`, `known`, `rwku`, `tofu`, `protocol` (which facts a run
-forgets), `catalogue` (all of them by name).
+Reading order: `text` (what texts may hold, and where one names another), `request`, `records` (the one reader),
+`locate` (subjects of questions that name none), `fact` (facts and their layouts), `entry` (what a data set gives),
+`catalogue` and `sets` (data sets by name), `protocol` (which entries a run forgets), `known` (which facts a model
+knows), `corpora` (ordinary text), `retain` and `subjects` (what is kept).
 """

@@ -14,18 +14,25 @@ from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.model.tokens import Queries, Query, encode
 
 
-def as_chat(tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact]) -> list[Fact]:
+def as_chat(tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact], *, every: bool = True) -> list[Fact]:
     """The facts with their prompts, paraphrases, neighbours and others each as a user's message.
 
     The answer then follows as the template itself would put it, directly behind the beginning of the assistant's
     turn, for forgetting as for measuring.
+
+    Args:
+        tokenizer: with a chat template.
+        facts: in their order.
+        every: all of them; otherwise those alone whose record says `chat`, and the others as they are.
 
     Raises:
         ConfigError: the tokenizer has no chat template.
         RequestError: the template changes a prompt's words.
     """
     return [
-        replace(
+        fact
+        if not (every or fact.request.chat)
+        else replace(
             fact,
             request=request_as_chat(tokenizer, fact.request),
             paraphrases=tuple(query_as_chat(tokenizer, Query(p, fact.request.answer)).prompt for p in fact.paraphrases),
@@ -49,6 +56,7 @@ def request_as_chat(tokenizer: PreTrainedTokenizerBase, request: Request) -> Req
         before=opening + request.before[cut:],
         after=request.after[: cut + len(content) - request.subject_span[1]] + closing,
         joint=joint,
+        chat=False,
     )
 
 

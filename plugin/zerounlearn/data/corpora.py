@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from zerounlearn.data.text import shown
 from zerounlearn.demo.wikipedia import embedded_statistics_texts
 from zerounlearn.errors import ConfigError, StatisticsError
 
@@ -54,13 +56,15 @@ def open_corpus(name: str) -> Corpus:
     if name == "embedded":
         return Corpus("embedded", embedded_statistics_texts)
     if name in HUB:
-        return Corpus(name, lambda: _Texts(_load(*HUB[name])))
+        return Corpus(name, lambda: _Texts(_load(*HUB[name]), name))
     path = Path(name)
     digest = hashlib.blake2b(digest_size=4)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-    return Corpus(f"{path.stem}-{digest.hexdigest()}", lambda: _Texts(_load(READERS[path.suffix], None, path)))
+    return Corpus(
+        f"{path.stem}-{digest.hexdigest()}", lambda: _Texts(_load(READERS[path.suffix], None, path), str(path))
+    )
 
 
 def _load(builder: str, configuration: str | None = None, path: Path | None = None) -> Any:
@@ -69,7 +73,7 @@ def _load(builder: str, configuration: str | None = None, path: Path | None = No
     try:
         if path is None:
             return load_dataset(builder, configuration, split="train")
-        return load_dataset(builder, data_files=str(path), split="train")
+        return load_dataset(builder, data_files=glob.escape(str(path)), split="train")  # a file, not a pattern
     except Exception as error:  # the hub, the network and the parsers raise too many kinds to list
         source = str(path) if path else f"{builder} ({configuration}) of the hub"
         raise StatisticsError(
@@ -80,10 +84,11 @@ def _load(builder: str, configuration: str | None = None, path: Path | None = No
 class _Texts(Sequence[str]):
     """The `text` column of a data set, read row by row."""
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: Any, source: str) -> None:
         if "text" not in rows.column_names:
-            raise StatisticsError(f"mom2_dataset: no column 'text' among {rows.column_names}")
+            raise StatisticsError(f"mom2_dataset={source!r}: no column 'text' among {rows.column_names}")
         self.rows = rows
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,10 +98,20 @@ class _Texts(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return self.rows[index]["text"]
+        texts = self.rows[index]["text"]
+        if isinstance(index, int):
+            return self._checked(texts, index)
+        return [self._checked(text, row) for row, text in zip(range(*index.indices(len(self))), texts, strict=True)]
 
     def __iter__(self) -> Iterator[str]:
-        return (row["text"] for row in self.rows)
+        return (self._checked(row["text"], i) for i, row in enumerate(self.rows))
+
+    def _checked(self, text: Any, row: int) -> str:
+        if not isinstance(text, str):
+            raise StatisticsError(
+                f"mom2_dataset={self.source!r}: row {row}: text={shown(text)}: expected a text: drop the row"
+            )
+        return text
 
 
 def held_out_corpus(name: str) -> Corpus:

@@ -1,12 +1,11 @@
-"""What all data sets have in common."""
+"""One entry of a data set, with every optional field that a study looks for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
-from zerounlearn.data.fact import Fact
+from zerounlearn.data.fact import Fact, Items
 
 
 @dataclass(frozen=True)
@@ -26,24 +25,55 @@ class Question:
     perturbed: tuple[str, ...]
 
 
-class Entry(Protocol):
-    """One entry of a data set: what is forgotten, or kept, as a whole."""
+@dataclass(frozen=True)
+class MultiHop:
+    """A question whose answer needs several facts, as MQuAKE asks them.
 
-    @property
-    def facts(self) -> tuple[Fact, ...]:
-        """The entry's facts, each with the prompts that measure its forgetting."""
+    Attributes:
+        questions: its wordings.
+        answer: the true answer.
+        aliases: other names of that answer.
+    """
+
+    questions: tuple[str, ...]
+    answer: str
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Single:
-    """An entry of one fact."""
+class Entry:
+    """What is forgotten, or kept, as a whole.
 
-    fact: Fact
+    Attributes:
+        facts: each with the prompts that measure its forgetting; one, but for MQuAKE.
+        case_id: the data set's own number.
+        topic: what entries have in common, a relation or a person; those of other topics are unrelated.
+        target: whom the entry is about, where a data set keeps entries about the same one (RWKU): those are the
+            neighbours of what is forgotten.
+        counterfactuals: for each fact a false answer of the right kind, which editing methods write; or none at all.
+        answers: all answers to the one fact that count as right; empty where there is but the fact's own.
+        token_by_token: (prompt, answer) that must stay, whose specificity is next-token accuracy (the share of the
+            answer's tokens that are the arg-max after those before them), as ZsRE's is, not whole answers.
+        openings: texts about the subject to go on from, for fluency.
+        question: the fact's question with false answers, for the truth ratio and TOFU's model utility.
+        multi_hop: a question that needs all facts.
+    """
+
+    facts: tuple[Fact, ...]
+    case_id: int | None = None
+    topic: str | None = None
+    target: str | None = None
+    counterfactuals: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    token_by_token: Items = ()
+    openings: tuple[str, ...] = ()
+    question: Question | None = None
+    multi_hop: MultiHop | None = None
 
     @property
-    def facts(self) -> tuple[Fact, ...]:
-        """The one fact."""
-        return (self.fact,)
+    def fact(self) -> Fact:
+        """The first fact, which is the only one but in MQuAKE."""
+        return self.facts[0]
 
 
 def facts_of(entries: Iterable[Entry]) -> list[Fact]:
@@ -52,8 +82,8 @@ def facts_of(entries: Iterable[Entry]) -> list[Fact]:
     A forget set must not ask a prompt twice (`check_requests`); MQuAKE's cases share many of their rewrites, and
     some of RWKU's attacks are listed more than once.
     """
-    found: dict[str, Fact] = {}
+    facts: dict[str, Fact] = {}
     for entry in entries:
         for fact in entry.facts:
-            found.setdefault(fact.request.prompt, fact)
-    return list(found.values())
+            facts.setdefault(fact.request.key, fact)
+    return list(facts.values())

@@ -1,7 +1,7 @@
 """Subjects of questions that mark none, so that methods which edit at the subject's last token can run.
 
 A method that locates is told a place in the prompt. Where a data set does not say which words are its subject,
-these rules choose them; each entry keeps the name of the rule that did, for a study to report.
+these rules choose them; a span says by which.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from zerounlearn.data.request import Request
+from zerounlearn.data.request import PLACE, Request, check_text
+from zerounlearn.data.text import mentions, shown
 from zerounlearn.errors import RequestError
 
 Rule = Literal["subject", "part", "author", "quotation", "name", "end"]
@@ -45,9 +46,8 @@ def known_subject(question: str, subject: str) -> Span:
     words = [word for word in subject.split() if len(word) > 2]
     rules: list[tuple[str, Rule]] = [(subject, "subject"), *((word, "part") for word in reversed(words))]
     for text, rule in rules:
-        mentions = list(re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", question, re.IGNORECASE))
-        if mentions:
-            return Span(mentions[-1].start(), mentions[-1].end(), rule)
+        if spans := mentions(question, text, whole=True, ignore_case=True):
+            return Span(*spans[-1], rule)
     return _last_word(question)
 
 
@@ -65,7 +65,7 @@ def unknown_subjects(questions: Sequence[str], answers: Sequence[str]) -> list[S
         texts = [f"{questions[j]} {answers[j]}" for j in near]
         names = _names(question)
         counts = {name: [text.count(name) for text in texts] for s, e in names if " " in (name := question[s:e])}
-        ranked = sorted((sum(found), len(name), name) for name, found in counts.items())
+        ranked = sorted((sum(times), len(name), name) for name, times in counts.items())
         if ranked and sum(map(bool, counts[best := ranked[-1][-1]])) >= max(2, len(texts) * _COMMON):
             start = question.rindex(best)
             spans.append(Span(start, start + len(best), "author"))
@@ -82,12 +82,15 @@ def asked(question: str, span: Span, answer: str, *, before: str, after: str, wh
     """A question as a request, between the words that a benchmark puts around it.
 
     Raises:
-        RequestError: the answer is empty, or the question has `{}` in it.
+        RequestError: question or answer is empty or holds a character that no output can, or the question has `{}` in
+            it, of which nothing tells whether it is text.
     """
-    if "{}" in question:
-        raise RequestError(f"{where}: the question {question!r} has {{}} in it, which marks a subject")
-    marked = f"{before}{question[: span.start]}{{}}{question[span.end :]}{after}"
-    return Request.of(marked, question[span.start : span.end], answer, where=where)
+    if PLACE in question:
+        raise RequestError(f"{where}: the question {shown(question)} has {{}} in it, which marks a subject")
+    check_text(question, "question", where)
+    check_text(answer, "answer", where)
+    subject = question[span.start : span.end]
+    return Request(f"{before}{question[: span.start]}", subject, f"{question[span.end :]}{after}", answer.strip())
 
 
 def _last_word(question: str) -> Span:

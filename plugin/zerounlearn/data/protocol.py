@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 
 from zerounlearn.data.entry import Entry, facts_of
 from zerounlearn.errors import ConfigError
 
-E = TypeVar("E", bound=Entry)
 
-
-def split(entries: Sequence[E], n: int, seed: int, keep: Sequence[E] | None = None) -> tuple[list[E], list[E]]:
+def split(
+    entries: Sequence[Entry], n: int, seed: int, keep: Sequence[Entry] | None = None
+) -> tuple[list[Entry], list[Entry]]:
     """The paper's protocol: `n` entries to forget, drawn by `seed` from one half of the data set; the other is kept.
 
     As in the published evaluation the halves are fixed by position, the first to keep and the second to forget,
@@ -44,5 +43,5 @@ def split(entries: Sequence[E], n: int, seed: int, keep: Sequence[E] | None = No
         raise ConfigError(f"n={n}: expected 1 to {len(forget)}, {of}")
     order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = [forget[i] for i in order[:n]]
-    prompts = {fact.request.prompt for fact in facts_of(drawn)}
-    return drawn, [e for e in keep if not any(fact.request.prompt in prompts for fact in e.facts)]
+    prompts = {fact.request.key for fact in facts_of(drawn)}
+    return drawn, [e for e in keep if not any(fact.request.key in prompts for fact in e.facts)]

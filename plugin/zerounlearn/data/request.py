@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from zerounlearn.data.text import is_blank, mentions, nfc, refused_character, shown
 from zerounlearn.errors import RequestError
 from zerounlearn.model.tokens import Query, continuation
 
 EOS, PAD = "eos", "pad"
+PLACE = "{}"
+"""What stands for the subject in a prompt that does not name it."""
 
 
 @dataclass(frozen=True)
 class Request:
     """A fact to forget.
+
+    The prompt is the user's, character by character: white space at its ends is part of it.
 
     Attributes:
         before: the prompt up to the subject.
@@ -25,7 +29,8 @@ class Request:
         after: the rest of the prompt.
         answer: the sensitive answer, without surrounding space.
         neutral: the neutral target: `eos`, `pad`, or a text; None takes the run's.
-        joint: what stands between prompt and answer; None for `joint_of`.
+        joint: what stands between prompt and answer; None finds it, see `zerounlearn.model.tokens`.
+        chat: whether prompt and answer are to be rendered through the tokenizer's chat template.
     """
 
     before: str
@@ -34,47 +39,53 @@ class Request:
     answer: str
     neutral: str | None = None
     joint: str | None = None
+    chat: bool = False
 
     @classmethod
     def of(
-        cls, prompt: str, subject: str, answer: str, neutral: str | None = None, *, where: str = "request"
+        cls,
+        prompt: str,
+        subject: str,
+        answer: str,
+        neutral: str | None = None,
+        *,
+        joint: str | None = None,
+        chat: bool = False,
+        template: bool = False,
+        where: str = "request",
     ) -> Request:
         """Check and take apart a request whose prompt is filled in or has `{}` for its subject.
 
-        Where a filled-in prompt names its subject more than once, the last mention as a word of its own
-        counts: only there has the model read the whole prompt up to the subject.
+        `{}` stands for the subject in a prompt that does not name it; in one that does, it is text like any other.
+        Where a filled-in prompt names its subject more than once, the last mention as a word of its own counts: only
+        there has the model read the whole prompt up to the subject. Names are compared by canonical equivalence.
+
+        Args:
+            prompt: with its subject, or `{}` in its place.
+            subject: white space around it is not part of it.
+            answer: the sensitive answer; white space around it is not part of it.
+            neutral: see `Request`.
+            joint: see `Request`.
+            chat: see `Request`.
+            template: `{}` stands for the subject even in a prompt that names it elsewhere, as in CounterFact.
+            where: what messages begin with.
 
         Raises:
-            RequestError: a field is empty or of the wrong type, the subject is not in the prompt, or the
-                answer equals the neutral target.
+            RequestError: a field is empty or of the wrong type or holds a character that no output can, the subject
+                is not in the prompt, or the answer equals the neutral target.
         """
         for field, value in (("prompt", prompt), ("subject", subject), ("answer (ground_truth)", answer)):
-            if not isinstance(value, str):
-                raise RequestError(f"{where}: {field}={value!r} must be a text, not {type(value).__name__}")
-            if not value.strip():
-                raise RequestError(f"{where}: {field}={value!r} is empty")
-        subject = subject.strip()
-        if neutral is not None and (not isinstance(neutral, str) or not neutral.strip()):
-            raise RequestError(f"{where}: neutral={neutral!r}: expected 'eos', 'pad' or a text")
-        if neutral is not None and neutral.strip() == answer.strip():
+            check_text(value, field, where)
+        if neutral is not None:
+            check_text(neutral, "neutral", where, expected="'eos', 'pad' or a text that is not empty")
+        if joint is not None:
+            check_text(joint, "joint", where, blank=True)
+        if neutral is not None and nfc(neutral.strip()) == nfc(answer.strip()):
             raise RequestError(
-                f"{where}: the sensitive answer {answer!r} equals the neutral target: nothing would be forgotten"
+                f"{where}: the sensitive answer {shown(answer)} equals the neutral target: nothing would be forgotten"
             )
-        if "{}" in prompt:
-            if prompt.count("{}") > 1:
-                raise RequestError(f"{where}: prompt={prompt!r} has more than one {{}}")
-            before, after = prompt.split("{}")
-        else:
-            mentions = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
-            if not mentions:
-                mentions = list(re.finditer(re.escape(subject), prompt))
-            if not mentions:
-                raise RequestError(
-                    f"{where}: subject={subject!r} does not occur in prompt={prompt!r}: write it as it stands "
-                    "there, or put {} in its place"
-                )
-            before, after = prompt[: mentions[-1].start()], prompt[mentions[-1].end() :]
-        return cls(before.lstrip(), subject, after.rstrip(), answer.strip(), neutral)
+        before, subject, after = _parts(prompt, subject.strip(), template, where)
+        return cls(before, subject, after, answer.strip(), neutral, joint, chat)
 
     @property
     def prompt(self) -> str:
@@ -91,9 +102,68 @@ class Request:
         """Character offsets of the subject in `prompt`."""
         return len(self.before), len(self.before) + len(self.subject)
 
+    @property
+    def key(self) -> str:
+        """What two requests that ask the same have in common: the prompt, whatever its Unicode form."""
+        return nfc(self.prompt)
 
-def check_requests(requests: Iterable[Request]) -> list[Request]:
+
+def check_text(
+    value: Any, field: str, where: str, *, blank: bool = False, expected: str = "a text that is not empty"
+) -> None:
+    """Refuse what is no text, or blank (unless it may be), or holds a character that no output can.
+
+    Raises:
+        RequestError: with `where`, field, value and remedy.
+    """
+    if not isinstance(value, str):
+        remedy = ": put it in quotes" if isinstance(value, (int, float)) else ""
+        raise RequestError(
+            f"{where}: {field}={shown(value)}: expected {expected}, found {type(value).__name__}{remedy}"
+        )
+    if not blank and is_blank(value):
+        raise RequestError(f"{where}: {field}={shown(value)} is empty: expected {expected}")
+    if character := refused_character(value):
+        raise RequestError(f"{where}: {field}={shown(value)} holds {character}: no report could show it, take it out")
+
+
+def filled(prompt: str, subject: str, *, field: str, where: str) -> str:
+    """A prompt beside a request's own, by the same rule: `{}` stands for the subject unless the prompt names it.
+
+    Raises:
+        RequestError: `{}` stands there more than once.
+    """
+    if PLACE not in prompt or mentions(prompt, subject, whole=True):
+        return prompt
+    if prompt.count(PLACE) > 1:
+        raise RequestError(f"{where}: {field}={shown(prompt)} has more than one {{}}: fill in all but one")
+    return prompt.replace(PLACE, subject)
+
+
+def _parts(prompt: str, subject: str, template: bool, where: str) -> tuple[str, str, str]:
+    """The prompt before its subject, the subject as it stands there, and the prompt after it."""
+    named = mentions(prompt, subject, whole=True)
+    if PLACE in prompt and (template or not named):
+        if prompt.count(PLACE) > 1:
+            raise RequestError(f"{where}: prompt={shown(prompt)} has more than one {{}}: fill in all but one")
+        before, after = prompt.split(PLACE)
+        return before, subject, after
+    named = named or mentions(prompt, subject, whole=False)
+    if not named:
+        raise RequestError(
+            f"{where}: subject={shown(subject)} does not occur in prompt={shown(prompt)}: write it as it stands "
+            "there, or put {} in its place"
+        )
+    start, end = named[-1]
+    return prompt[:start], prompt[start:end], prompt[end:]
+
+
+def check_requests(requests: Iterable[Request], places: Sequence[str] = ()) -> list[Request]:
     """The requests as a list; refuses an empty one and duplicates.
+
+    Args:
+        requests: in their order.
+        places: where each was read, for the message.
 
     Raises:
         RequestError: there is no request, or two ask the same prompt.
@@ -103,11 +173,10 @@ def check_requests(requests: Iterable[Request]) -> list[Request]:
         raise RequestError("no requests: the forget set is empty")
     seen: dict[str, int] = {}
     for i, request in enumerate(checked):
-        if request.prompt in seen:
-            raise RequestError(
-                f"requests {seen[request.prompt]} and {i} are duplicates, both ask {request.prompt!r}: drop one"
-            )
-        seen[request.prompt] = i
+        first = seen.setdefault(request.key, i)
+        if first != i:
+            who = f"{places[first]} and {places[i]}" if places else f"requests {first} and {i}"
+            raise RequestError(f"{who} are duplicates, both ask {shown(request.prompt)}: drop one")
     return checked
 
 
@@ -125,9 +194,9 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, request: Request, neutral_tar
                 f"neutral target {neutral!r}: this tokenizer has no {neutral} token; give a text instead"
             )
         return [int(named[neutral])]
-    if neutral.strip() == request.answer:
+    if nfc(neutral.strip()) == nfc(request.answer):
         raise RequestError(
-            f"request {request.prompt!r}: the sensitive answer {request.answer!r} equals the neutral target"
+            f"request {shown(request.prompt)}: the sensitive answer {request.answer!r} equals the neutral target"
         )
     return continuation(tokenizer, request.prompt, neutral.strip(), request.joint)
 
@@ -155,5 +224,6 @@ def from_easyedit(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         neutral = record.get("target_new")
         if neutral is None or not str(neutral).strip() or neutral in ("<|endoftext|>", tokenizer.eos_token):
             neutral = None
-        requests.append(Request.of(record["prompt"], record["subject"], answer, neutral, where=where))
+        joint = record.get("joint")
+        requests.append(Request.of(record["prompt"], record["subject"], answer, neutral, joint=joint, where=where))
     return check_requests(requests)

@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.fact import load_forget_set
-from zerounlearn.data.packaged import Fact, load_facts
+from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.request import Request
+from zerounlearn.data.sets.embedded import packaged_entries
 from zerounlearn.data.subjects import propose_subjects
+from zerounlearn.data.text import nfc
 from zerounlearn.errors import ConfigError
 
 NONE, AUTO = "none", "auto"
@@ -56,9 +57,10 @@ def retain_set(
     if name == NONE:
         return []
     if name != AUTO:
-        forgotten = {r.prompt for r in requests}
-        return [r for r in _from_file(name) if r.prompt not in forgotten]
-    return draw_retain_set(model, tokenizer, requests, load_facts(), held_out=held_out, seed=seed)
+        forgotten = {r.key for r in requests}
+        return [r for r in _from_file(name) if r.key not in forgotten]
+    facts = [entry.fact for entry in packaged_entries()]
+    return draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=seed)
 
 
 def draw_retain_set(
@@ -87,8 +89,8 @@ def draw_retain_set(
     forgotten: dict[tuple[str, str], list[str]] = defaultdict(list)
     for request in requests:
         forgotten[request.before, request.after].append(request.subject)
-    excluded = {r.prompt for r in requests} | set(held_out)
-    pool = [f.to_forget().request for f in facts if f.text not in excluded]
+    excluded = {r.key for r in requests} | {nfc(prompt) for prompt in held_out}
+    pool = [f.request for f in facts if f.request.key not in excluded]
     pool = [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
     kept: list[Request] = []
     for (before, after), subjects in forgotten.items():
@@ -99,13 +101,13 @@ def draw_retain_set(
                 but=[r.subject for r in alike], generator=generator,
             )  # fmt: skip
             proposed = (Request(before, name, after, answer="") for name in names)
-            alike += [r for r in proposed if r.prompt not in excluded]
+            alike += [r for r in proposed if r.key not in excluded]
         kept += alike
     return kept + [r for r in pool if (r.before, r.after) not in forgotten][:OTHERS]
 
 
 def _from_file(name: str) -> list[Request]:
     try:
-        return [fact.request for fact in load_forget_set(name)]
+        return [fact.request for fact in load_facts(name)]
     except ValueError as error:
         raise ConfigError(f"retain_set={name!r}: expected 'none', 'auto' or a file of facts: {error}") from error

@@ -78,7 +78,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         """Forget a set of facts and report what it did.
 
         Args:
-            requests: a path to jsonl/json/yaml/csv or the records themselves; see `load_forget_set`.
+            requests: a path to jsonl/json/yaml/csv or the records themselves; see `load_facts`.
             retain: facts to keep, whose keys join ordinary text's with weight `retain_KKT_lam`; by default what
                 `hparams.retain_set` stands for.
             unrelated: (prompt, answer) pairs that have nothing to do with the forget set, to be measured.

@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.catalogue import EMBEDDED, load
+from zerounlearn.data.catalogue import load
+from zerounlearn.data.chat import as_chat
 from zerounlearn.data.entry import Entry, Question, facts_of
 from zerounlearn.data.fact import Fact
-from zerounlearn.data.packaged import load_facts, split_facts
+from zerounlearn.data.known import known_entries
 from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
+from zerounlearn.data.text import shown
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
 from zerounlearn.evaluation.probes import Items, Probes
 from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.study.spec import DataSpec
 
-_PACKAGED = ("evaluation", "development", "all")
 _NEIGHBOURS = 10
 """Kept entries about the same target that count as neighbours of what is forgotten, a fact at most."""
 
@@ -33,12 +35,14 @@ class Data:
         entries: what is forgotten is drawn from them: from their second half, or, where `keep` is given, from all.
         keep: entries to keep, where they come as a set of their own.
         utility: questions by part, for model utility.
+        known: whether only entries that the model knows count; `asked_of` leaves out the others.
     """
 
     label: str
     entries: Sequence[Entry]
     keep: Sequence[Entry] | None
     utility: Mapping[str, tuple[Question, ...]]
+    known: bool = False
 
     @classmethod
     def load(cls, spec: DataSpec) -> Data:
@@ -48,19 +52,45 @@ class Data:
             ZeroUnlearnError: the source or an option is wrong, or a record is, named with the data set's label.
         """
         try:
-            entries = _load(spec, spec.options)
-            keep = None if spec.keep is None else _load(spec, {**spec.options, **spec.keep})
-            return cls(spec.label, entries, keep, {k: _questions(spec, v) for k, v in spec.utility.items()})
+            entries = load(spec.name, spec.source, **spec.options)
+            utility = {part: _questions(spec, part, options) for part, options in spec.utility.items()}
+            return cls(spec.label, entries, _kept(spec), utility, spec.known)
         except ZeroUnlearnError as error:
             raise type(error)(f"datasets.{spec.label}: {error}") from error
-        except ValueError as error:  # a loader's own option
-            raise ConfigError(f"datasets.{spec.label}: {error}") from error
+
+    def asked_of(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Data:
+        """As this model is asked: chat records in its template, and entries that it must know, if they must, alone.
+
+        The halves stay as they were.
+
+        Args:
+            model: the unedited model, left as it was.
+            tokenizer: its tokenizer.
+        """
+        entries = _in_chat(tokenizer, self.entries)
+        keep = None if self.keep is None else _in_chat(tokenizer, self.keep)
+        if self.known:
+            middle = len(entries) // 2 if keep is None else 0
+            keep = known_entries(model, tokenizer, entries[:middle] if keep is None else keep)
+            entries = known_entries(model, tokenizer, entries[middle:])
+        return replace(self, entries=entries, keep=keep, known=False)
+
+    def identity(self, n: int, seed: int, *, retain_size: int, unrelated_size: int) -> str:
+        """A digest of all that a draw depends on but the model, which is not asked.
+
+        Raises:
+            ConfigError: `n` is out of range.
+        """
+        material = self.draw(n, seed, retain_size=retain_size, unrelated_size=unrelated_size)
+        if not self.known:
+            return material.digest()
+        return value_digest([asdict(self), n, seed, retain_size, unrelated_size])
 
     def draw(self, n: int, seed: int, *, retain_size: int, unrelated_size: int) -> Material:
         """`n` entries to forget, drawn by `seed`, and what goes with them.
 
         Of the entries to keep, in an order drawn by `seed` too, the first `retain_size` facts are the retain set, and
-        the next facts that have neither relation nor subject in common with what is forgotten are the unrelated ones.
+        the next facts that have neither topic nor subject in common with what is forgotten are the unrelated ones.
 
         Raises:
             ConfigError: `n` is out of range.
@@ -72,22 +102,22 @@ class Data:
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed)).tolist()
         kept = [kept[i] for i in order]
         retain = facts_of(kept)[:retain_size]
-        shown = {fact.request.prompt for fact in retain}
-        topics = {topic for entry in drawn if (topic := _topic(entry))}
+        retained = {fact.request.key for fact in retain}
+        topics = {entry.topic for entry in drawn if entry.topic}
         subjects = {fact.request.subject for entry in drawn for fact in entry.facts}
         unrelated = [
             (fact.request.prompt, fact.request.answer)
-            for fact in facts_of(entry for entry in kept if _topic(entry) not in topics)
-            if fact.request.prompt not in shown and fact.request.subject not in subjects
+            for fact in facts_of(entry for entry in kept if entry.topic not in topics)
+            if fact.request.key not in retained and fact.request.subject not in subjects
         ]
-        facts = tuple(facts_of(_asked(entry, kept) for entry in drawn))
+        facts = tuple(facts_of(_with_neighbours(entry, kept) for entry in drawn))
         return Material(
             facts=facts,
             retain=tuple(fact.request for fact in retain),
             probes=Probes.of(facts, retain=[fact.request for fact in retain], unrelated=unrelated[:unrelated_size]),
-            token_by_token=tuple(dict.fromkeys(item for entry in drawn for item in getattr(entry, "locality", ()))),
+            token_by_token=tuple(dict.fromkeys(item for entry in drawn for item in entry.token_by_token)),
             questions=tuple(question for entry in drawn for question in _with_false_answers(entry)),
-            openings=tuple(dict.fromkeys(text for e in drawn for text in getattr(e, "generation_prompts", ()))),
+            openings=tuple(dict.fromkeys(text for entry in drawn for text in entry.openings)),
             utility=self.utility,
         )
 
@@ -130,56 +160,52 @@ class Material:
         return value_digest(asdict(self))
 
 
-def _load(spec: DataSpec, options: Mapping[str, Any]) -> list[Entry]:
-    if spec.name == EMBEDDED and spec.source is None:
-        return _packaged(options)
-    return load(spec.name, spec.source, **options)
+def _kept(spec: DataSpec) -> list[Entry] | None:
+    """The entries to keep: the same data set with other options, or another one that `keep` names with its source."""
+    if spec.keep is None:
+        return None
+    options = dict(spec.keep)
+    if not options.keys() & {"name", "source"}:
+        return load(spec.name, spec.source, **{**spec.options, **options})
+    name, source = options.pop("name", "facts"), options.pop("source", None)
+    return load(name, source, **options)
 
 
-def _packaged(options: Mapping[str, Any]) -> list[Entry]:
-    """The packaged facts of one part, mixed: they are sorted by relation, and the halves would have few in common.
-
-    The default is the part that no hyperparameter was chosen on. The order is always the same.
-    """
-    part = options.get("facts", "evaluation")
-    if set(options) - {"facts"} or part not in _PACKAGED:
-        raise ConfigError(f"options={dict(options)}: the packaged facts have 'facts', one of {', '.join(_PACKAGED)}")
-    development, evaluation = split_facts(load_facts())
-    chosen = {"development": development, "evaluation": evaluation, "all": [*development, *evaluation]}[part]
-    numbers = {fact.case_id for fact in chosen}
-    entries = [entry for entry in load(EMBEDDED) if getattr(entry, "case_id", None) in numbers]
-    return [entries[i] for i in torch.randperm(len(entries), generator=torch.Generator().manual_seed(0)).tolist()]
+def _in_chat(tokenizer: PreTrainedTokenizerBase, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, those that want it in the tokenizer's chat template."""
+    return [
+        replace(entry, facts=tuple(as_chat(tokenizer, entry.facts, every=False)))
+        if any(fact.request.chat for fact in entry.facts)
+        else entry
+        for entry in entries
+    ]
 
 
-def _questions(spec: DataSpec, options: Mapping[str, Any]) -> tuple[Question, ...]:
-    entries = _load(spec, options)
-    if not all(hasattr(entry, "to_ask") for entry in entries):
-        raise ConfigError(f"utility: data set {spec.name!r} has no questions with false answers, as TOFU has them")
-    return tuple(entry.to_ask() for entry in entries)  # type: ignore[attr-defined]
+def _questions(spec: DataSpec, part: str, options: Any) -> tuple[Question, ...]:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"utility.{part}={shown(options)}: expected a mapping of options, such as part: retain99")
+    entries = load(spec.name, spec.source, **options)
+    questions = tuple(entry.question for entry in entries if entry.question is not None)
+    if len(questions) < len(entries):
+        raise ConfigError(
+            f"utility.{part}: data set {spec.name!r} has no questions with false answers there, as TOFU has them "
+            "with perturbed: true"
+        )
+    return questions
 
 
-def _topic(entry: Entry) -> str | None:
-    """What entries have in common: the relation, or RWKU's person."""
-    return getattr(entry, "relation", None) or getattr(entry, "target", None)
-
-
-def _asked(entry: Entry, kept: Sequence[Entry]) -> Entry:
-    """The entry with its specificity where `Probes` looks for it."""
-    if hasattr(entry, "locality"):  # measured token by token instead
-        return replace(entry, fact=replace(entry.fact, others=()))  # type: ignore[type-var, attr-defined]
-    target = getattr(entry, "target", None)
-    if target is None:
+def _with_neighbours(entry: Entry, kept: Sequence[Entry]) -> Entry:
+    """The entry with kept ones about the same target as neighbours of its facts, where a data set names targets."""
+    if entry.target is None:
         return entry
-    near = facts_of(other for other in kept if getattr(other, "target", None) == target)[:_NEIGHBOURS]
+    near = facts_of(other for other in kept if other.target == entry.target)[:_NEIGHBOURS]
     neighbours = tuple((fact.request.prompt, fact.request.answer) for fact in near)
-    return replace(entry, fact=replace(entry.fact, neighbours=neighbours))  # type: ignore[type-var, attr-defined]
+    return replace(entry, facts=tuple(replace(fact, neighbours=neighbours) for fact in entry.facts))
 
 
 def _with_false_answers(entry: Entry) -> list[Question]:
     """TOFU's perturbed answers, or the false answers that editing methods would write."""
-    if getattr(entry, "perturbed_answers", ()):
-        return [entry.to_ask()]  # type: ignore[attr-defined]
-    single = getattr(entry, "counterfactual", None)
-    false = getattr(entry, "counterfactuals", (single,) if single else ())
-    pairs = [(fact.request, answer) for fact, answer in zip(entry.facts, false, strict=False)]
+    if entry.question is not None:
+        return [entry.question]
+    pairs = [(fact.request, answer) for fact, answer in zip(entry.facts, entry.counterfactuals, strict=False)]
     return [Question(r.prompt, r.answer, r.answer, (answer,)) for r, answer in pairs if answer != r.answer]

@@ -80,11 +80,10 @@ class Plan:
         for one in data:
             for n in study.sizes:
                 for seed in study.seeds:
-                    material = one.draw(
-                        n, seed, retain_size=study.retain_size, unrelated_size=study.unrelated_size
-                    )  # fmt: skip
+                    sizes = {"retain_size": study.retain_size, "unrelated_size": study.unrelated_size}
+                    material = one.identity(n, seed, **sizes)
                     draw = Draw(one.label, n, seed)
-                    base = base_id(draw, {**depends_on, "material": material.digest()})
+                    base = base_id(draw, {**depends_on, "material": material})
                     for method in methods:
                         cell = Cell(method.spec.label, method.method.alg_name, draw)
                         planned.append(Planned(cell_id(cell, base, identity[method.spec.label]), base, cell))

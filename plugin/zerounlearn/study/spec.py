@@ -43,13 +43,16 @@ class DataSpec:
     """A data set of a study."""
 
     label: str
-    name: str = _setting("", "A name of `zerounlearn.data.catalogue`, 'embedded' for the packaged facts.")
+    name: str = _setting("", "A data set of `zerounlearn.data.catalogue`: 'embedded', 'facts' for a file of one's own.")
     source: str | None = _setting(None, "A local file or folder, 'hub', or 'hub:owner/name'.")
     options: Mapping[str, Any] = _setting({}, "The loader's own, such as `part`.")
     keep: Mapping[str, Any] | None = _setting(
-        None, "Options of a second load, whose entries are kept; without it, half of the entries are."
+        None,
+        "Options of a second load, whose entries are kept; with `source` (and `name`, 'facts' unless said), another "
+        "data set; without it, half of the entries are.",
     )
     utility: Mapping[str, Mapping[str, Any]] = _setting({}, "Parts by name and options, for TOFU's model utility.")
+    known: bool = _setting(False, "Only entries all of whose facts the model says before it is edited.")
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class Bench:
         if self._drawn is None or self._drawn[0] != draw:
             if draw.dataset not in self._data:
                 spec = next(data for data in self.study.datasets if data.label == draw.dataset)
-                self._data[draw.dataset] = Data.load(spec)
+                self._data[draw.dataset] = Data.load(spec).asked_of(self._model, self._tokenizer)
             sizes = {"retain_size": self.study.retain_size, "unrelated_size": self.study.unrelated_size}
             self._drawn = (draw, self._data[draw.dataset].draw(draw.n, draw.seed, **sizes))
         return self._drawn[1]

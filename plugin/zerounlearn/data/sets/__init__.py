@@ -1,1 +1,1 @@
-"""The field's data sets, one module each."""
+"""The field's data sets, one module each, registered in `zerounlearn.data.catalogue`."""

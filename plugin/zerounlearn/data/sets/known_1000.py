@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from zerounlearn.data.entry import Single
+from zerounlearn.data.catalogue import datasets
+from zerounlearn.data.entry import Entry
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.records import Record, Source, read_records
-from zerounlearn.data.request import Request
+from zerounlearn.data.request import PLACE, Request
 
 NAMES = ("known_1000", "known_1000_data")
 
 
-@dataclass(frozen=True)
-class Known(Single):
-    """A fact of known_1000; it comes with nothing to measure but itself.
-
-    Attributes:
-        known_id: the data set's own number.
-        relation: the Wikidata property.
-        prediction: how GPT-2 XL went on.
-    """
-
-    known_id: int
-    relation: str | None
-    prediction: str | None
-
-
-def load_known(source: Source) -> list[Known]:
+@datasets.register("known_1000", source="arXiv 2202.05262")
+def load_known_1000(source: Source) -> list[Entry]:
     """known_1000 from a file, a folder or a repository of the hub; it has no official home there.
 
     The prompt is `prompt`, never `template`: the template may lack the prompt's last words ("{} is located in the
@@ -37,17 +22,17 @@ def load_known(source: Source) -> list[Known]:
         RequestError: a file or a record is malformed, see `records`.
         AssetError: the hub does not give it.
     """
-    return [_known(record) for record in read_records(source, names=NAMES)]
+    return [_entry(record) for record in read_records(source, names=NAMES)]
 
 
-def _known(record: Record) -> Known:
-    prompt, subject, template = record.text("prompt"), record.text("subject"), record.text_or_none("template")
-    if template is not None and template.count("{}") == 1 and prompt.startswith(template.replace("{}", subject)):
-        start = template.index("{}")
-        prompt = f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
-    return Known(
-        Fact(Request.of(prompt, subject, record.text("attribute"), where=record.where)),
-        record.integer("known_id"),
-        record.text_or_none("relation_id"),
-        record.text_or_none("prediction"),
+def _entry(record: Record) -> Entry:
+    prompt, subject, answer = record.text("prompt"), record.name("subject"), record.name("attribute")
+    template = record.text("template") if record.has("template") else ""
+    start = template.find(PLACE)
+    known = template.count(PLACE) == 1 and prompt.startswith(template.replace(PLACE, subject))
+    marked = f"{prompt[:start]}{PLACE}{prompt[start + len(subject) :]}" if known else prompt
+    return Entry(
+        (Fact(Request.of(marked, subject, answer, template=known, where=record.where)),),
+        case_id=record.integer("known_id"),
+        topic=record.name_or_none("relation_id"),
     )

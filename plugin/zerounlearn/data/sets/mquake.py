@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from zerounlearn.data.fact import Fact
+from zerounlearn.data.catalogue import datasets
+from zerounlearn.data.entry import Entry, MultiHop
+from zerounlearn.data.fact import Fact, rewrite_request
 from zerounlearn.data.records import Record, Source, read_records
-from zerounlearn.data.request import Request
 
 NAMES = ("MQuAKE-CF-3k-v2", "MQuAKE-CF-3k", "MQuAKE-CF", "MQuAKE-T", "mquake")
 
 
-@dataclass(frozen=True)
-class MQuAKE:
-    """A case of MQuAKE.
-
-    Attributes:
-        case_id: the data set's own number.
-        facts: its rewrites; the question that asks the same is each one's paraphrase.
-        counterfactuals: the false answer of each rewrite.
-        questions: wordings of one question that takes several hops.
-        answer: their answer before any rewrite.
-        aliases: other names of that answer.
-    """
-
-    case_id: int
-    facts: tuple[Fact, ...]
-    counterfactuals: tuple[str, ...]
-    questions: tuple[str, ...]
-    answer: str
-    aliases: tuple[str, ...]
-
-
-def load_mquake(source: Source) -> list[MQuAKE]:
+@datasets.register("mquake", source="arXiv 2305.14795")
+def load_mquake(source: Source) -> list[Entry]:
     """MQuAKE-CF from a file, a folder or a repository of the hub; it has no official home there.
 
-    Cases share rewrites: take `facts_of` the cases, which names each once.
+    An entry is a case: its rewrites are facts, each with the question that asks the same as its paraphrase, and the
+    question of several hops is its `multi_hop`. Cases share rewrites: take `facts_of` the cases, which names each once.
 
     Raises:
         RequestError: a file or a record is malformed, see `records`.
@@ -44,23 +24,13 @@ def load_mquake(source: Source) -> list[MQuAKE]:
     return [_case(record) for record in read_records(source, names=NAMES)]
 
 
-def _case(record: Record) -> MQuAKE:
+def _case(record: Record) -> Entry:
     rewrites = record.mappings("requested_rewrite")
     if not rewrites:
         raise record.wrong("requested_rewrite", "a list of at least one rewrite")
-    return MQuAKE(
+    return Entry(
+        tuple(Fact(rewrite_request(rewrite), rewrite.texts("question")) for rewrite in rewrites),
         case_id=record.integer("case_id"),
-        facts=tuple(_fact(rewrite) for rewrite in rewrites),
-        counterfactuals=tuple(rewrite.mapping("target_new").text("str") for rewrite in rewrites),
-        questions=record.some_texts("questions"),
-        answer=record.text("answer"),
-        aliases=record.texts("answer_alias"),
+        counterfactuals=tuple(rewrite.mapping("target_new").name("str") for rewrite in rewrites),
+        multi_hop=MultiHop(record.some_texts("questions"), record.name("answer"), record.names("answer_alias")),
     )
-
-
-def _fact(rewrite: Record) -> Fact:
-    prompt = rewrite.text("prompt")
-    if prompt.count("{}") != 1:
-        raise rewrite.wrong("prompt", "a text with {} once, where the subject goes")
-    answer = rewrite.mapping("target_true").text("str")
-    return Fact(Request.of(prompt, rewrite.text("subject"), answer, where=rewrite.where), rewrite.texts("question"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from zerounlearn.data.entry import Single
+from zerounlearn.data.catalogue import datasets
+from zerounlearn.data.entry import Entry
 from zerounlearn.data.fact import Fact
-from zerounlearn.data.locate import Rule, asked, known_subject
+from zerounlearn.data.locate import asked, known_subject
 from zerounlearn.data.records import Hub, Record, Source, folder, read_records
-from zerounlearn.errors import RequestError
 
 Part = Literal["forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2"]
 Wording = Literal["benchmark", "plain"]
@@ -24,35 +24,16 @@ _BRIEF = "Please briefly answer the following question.\n"
 _ANSWER = "\nAnswer:"
 
 
-@dataclass(frozen=True)
-class RWKU(Single):
-    """A probe of RWKU.
-
-    Attributes:
-        part: the file it is of.
-        target: the person to be forgotten, or, in a neighbour part, whose neighbourhood it is.
-        query: the probe itself, which the fact's prompt has between the benchmark's words.
-        level: 1 cloze, 2 question, 3 attack.
-        kind: the data set's `type`; at level 3 the attack.
-        located: the rule that found the subject in the query, see `locate`.
-    """
-
-    part: Part
-    target: str
-    query: str
-    level: int
-    kind: str | None
-    located: Rule
-
-
-def load_rwku(source: Source, part: Part = "forget_level2", *, wording: Wording = "benchmark") -> list[RWKU]:
+@datasets.register("rwku", source="arXiv 2406.10890")
+def load_rwku(source: Source, part: Part = "forget_level2", *, wording: Wording = "benchmark") -> list[Entry]:
     """One part of RWKU, from its file, a folder or the hub.
 
     A folder holds the parts' files, or one folder a person with them ("1_Stephen_King"), which are read in the
     order of their numbers. The benchmark reports ROUGE-L recall of 30 greedy tokens at each level.
 
     The subject is the target where the query names it, else part of its name, else the query's last word; a
-    neighbour's query often names the neighbour alone, and a reverse query asks for the target itself.
+    neighbour's query often names the neighbour alone, and a reverse query asks for the target itself. An entry's
+    target is the person to be forgotten, or, in a neighbour part, whose neighbourhood it is.
 
     Args:
         source: see `Source`.
@@ -60,13 +41,9 @@ def load_rwku(source: Source, part: Part = "forget_level2", *, wording: Wording 
         wording: with the benchmark's instruction around the query, or `plain`, the bare query.
 
     Raises:
-        RequestError: the part is unknown, or a file or a record is malformed, see `records`.
+        RequestError: a file or a record is malformed, see `records`.
         AssetError: the hub does not give it.
     """
-    if part not in get_args(Part):
-        raise RequestError(f"RWKU has no part {part!r}: expected one of {', '.join(get_args(Part))}")
-    if wording not in get_args(Wording):
-        raise RequestError(f"wording={wording!r}: expected one of {', '.join(get_args(Wording))}")
     where = folder(source)
     people = [] if where is None else _people(where, part)
     sources: list[Source] = [*people] if people else [source]
@@ -85,14 +62,14 @@ def _people(where: Path, part: Part) -> list[Path]:
     return sorted((path for path in where.iterdir() if path.is_dir() and any(path.glob(f"{part}.json*"))), key=number)
 
 
-def _probe(record: Record, part: Part, wording: Wording) -> RWKU:
-    query, level, kind = record.text("query"), record.integer("level"), record.text_or_none("type")
+def _probe(record: Record, part: Part, wording: Wording) -> Entry:
+    query, level, target = record.text("query"), record.integer("level"), record.name("subject")
     if level != int(part[-1]):
         raise record.wrong("level", f"{part[-1]}, the level of {part}")
-    span = known_subject(query, record.text("subject"))
-    before, after = ("", "") if wording == "plain" else _words_around(level, kind)
-    request = asked(query, span, record.text("answer"), before=before, after=after, where=record.where)
-    return RWKU(Fact(request), part, record.text("subject"), query, level, kind, span.rule)
+    span = known_subject(query, target)
+    before, after = ("", "") if wording == "plain" else _words_around(level, record.name_or_none("type"))
+    request = asked(query, span, record.name("answer"), before=before, after=after, where=record.where)
+    return Entry((Fact(request),), topic=target, target=target)
 
 
 def _words_around(level: int, kind: str | None) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from zerounlearn.config import Number, Whole, option, settings
-from zerounlearn.data.fact import load_forget_set
+from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import EOS, PAD, Request
 from zerounlearn.errors import ConfigError
 from zerounlearn.method.base import Edit, Method, methods
@@ -99,7 +99,7 @@ class RetainingMethod(GradientMethod):
     retain_weight: Number = option(
         1.0, "Weight of the retain term; larger keeps more, 0 goes without a retain set.", ge=0
     )
-    retain_path: str | None = option(None, "A file like a forget set, of facts to keep; see `load_forget_set`.")
+    retain_path: str | None = option(None, "A file like a forget set, of facts to keep; see `load_facts`.")
     text_max_length: Whole = option(128, "Retain texts are cut to this many tokens.", ge=2)
 
     def check_retain(self, shown: bool) -> None:
@@ -124,7 +124,7 @@ class RetainingMethod(GradientMethod):
         Raises:
             ZeroUnlearnError: the file is missing, or a record is wrong.
         """
-        return [fact.request for fact in load_forget_set(self.retain_path)] if self.retain_path else []
+        return [fact.request for fact in load_facts(self.retain_path)] if self.retain_path else []
 
 
 @settings

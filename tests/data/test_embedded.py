@@ -1,4 +1,4 @@
-"""The packaged facts, field by field, and the test of whether a model knows one."""
+"""The packaged facts, field by field, and whether a model knows one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.fact import load_forget_set
-from zerounlearn.data.packaged import Fact, known, load_facts, split_facts
+from zerounlearn.data.entry import Entry
+from zerounlearn.data.fact import load_facts
+from zerounlearn.data.known import known, known_entries
+from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.errors import RequestError
 
 COUNTERFACT_KEYS = {
@@ -23,7 +25,7 @@ COUNTERFACT_KEYS = {
 }
 OUR_KEYS = {"relation", "neighborhood_answers", "other_prompts", "other_answers"}
 
-FACTS = load_facts()
+ENTRIES = packaged_entries()
 RECORDS: list[dict[str, Any]] = json.loads(
     resources.files("zerounlearn.data").joinpath("facts.json").read_text(encoding="utf-8")
 )
@@ -34,13 +36,10 @@ def mentions(text: str, words: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
 
 
-def items_of(fact: Fact) -> list[tuple[str, str]]:
-    return [
-        (fact.text, fact.answer),
-        *((paraphrase, fact.answer) for paraphrase in fact.paraphrases),
-        *fact.neighbours,
-        *fact.others,
-    ]
+def items_of(entry: Entry) -> list[tuple[str, str]]:
+    fact, answer = entry.fact, entry.fact.request.answer
+    own = [(prompt, answer) for prompt in (fact.request.prompt, *fact.paraphrases)]
+    return [*own, *fact.neighbours, *fact.others]
 
 
 def check_record(record: dict[str, Any]) -> None:
@@ -57,47 +56,52 @@ def check_record(record: dict[str, Any]) -> None:
     assert record["attribute_prompts"] == record["generation_prompts"] == []
 
 
-def check_fact(fact: Fact) -> None:
-    assert fact.prompt.count("{}") == 1
-    assert fact.subject in fact.text
+def check_entry(entry: Entry) -> None:
+    fact, request = entry.fact, entry.fact.request
+    assert request.subject in request.prompt
+    assert entry.counterfactuals != (request.answer,)
 
     assert len(fact.paraphrases) == 2
-    assert len({fact.text, *fact.paraphrases}) == 3
-    assert all(fact.subject in paraphrase for paraphrase in fact.paraphrases)
+    assert len({request.prompt, *fact.paraphrases}) == 3
+    assert all(request.subject in paraphrase for paraphrase in fact.paraphrases)
 
     assert len(fact.neighbours) >= 4
     assert len(dict(fact.neighbours)) == len(fact.neighbours)
-    assert not any(mentions(prompt, fact.subject) for prompt, _ in fact.neighbours)
+    assert not any(mentions(prompt, request.subject) for prompt, _ in fact.neighbours)
 
     assert len(fact.others) >= 2
     assert len(dict(fact.others)) == len(fact.others)
-    assert all(fact.subject in prompt for prompt, _ in fact.others)
-    assert not {prompt for prompt, _ in fact.others} & {fact.text, *fact.paraphrases}
+    assert all(request.subject in prompt for prompt, _ in fact.others)
+    assert not {prompt for prompt, _ in fact.others} & {request.prompt, *fact.paraphrases}
 
-    for prompt, answer in items_of(fact):
+    for prompt, answer in items_of(entry):
         assert prompt == prompt.strip()
         assert answer == answer.strip() != ""
         assert not re.search(r"[{}\n]|  ", prompt)
         assert not mentions(prompt, answer)
 
 
-@pytest.mark.parametrize("relation", sorted({fact.relation for fact in FACTS}))
+@pytest.mark.parametrize("relation", sorted({str(entry.topic) for entry in ENTRIES}))
 def test_every_record_is_well_formed(relation: str) -> None:
-    for record, fact in zip(RECORDS, FACTS, strict=True):
-        if fact.relation == relation:
+    for record, entry in zip(RECORDS, ENTRIES, strict=True):
+        if entry.topic == relation:
             check_record(record)
-            check_fact(fact)
+            check_entry(entry)
+
+
+def test_the_packaged_facts_are_records_as_any_others() -> None:
+    assert load_facts(RECORDS) == [entry.fact for entry in ENTRIES]
 
 
 def test_no_fact_is_there_twice() -> None:
-    assert [fact.case_id for fact in FACTS] == list(range(len(FACTS)))
-    assert max(Counter(fact.text for fact in FACTS).values()) == 1
-    assert max(Counter((fact.relation, fact.subject) for fact in FACTS).values()) == 1
+    assert [entry.case_id for entry in ENTRIES] == list(range(len(ENTRIES)))
+    assert max(Counter(entry.fact.request.prompt for entry in ENTRIES).values()) == 1
+    assert max(Counter((entry.topic, entry.fact.request.subject) for entry in ENTRIES).values()) == 1
 
 
 def test_the_set_is_as_large_as_studies_need() -> None:
-    sizes = Counter(fact.relation for fact in FACTS)
-    assert len(FACTS) >= 240
+    sizes = Counter(entry.topic for entry in ENTRIES)
+    assert len(ENTRIES) >= 240
     assert len(sizes) >= 10
     assert sizes["capital"] >= 50
     assert min(sizes.values()) >= 15
@@ -105,64 +109,67 @@ def test_the_set_is_as_large_as_studies_need() -> None:
 
 def test_no_prompt_has_two_answers() -> None:
     answers: dict[str, set[str]] = {}
-    for fact in FACTS:
-        for prompt, answer in items_of(fact):
+    for entry in ENTRIES:
+        for prompt, answer in items_of(entry):
             answers.setdefault(prompt, set()).add(answer)
     assert {prompt: found for prompt, found in answers.items() if len(found) > 1} == {}
 
 
 def test_neighbours_are_facts_of_the_same_relation() -> None:
-    texts = {(fact.relation, fact.text, fact.answer) for fact in FACTS}
-    inside = [(fact.relation, *neighbour) in texts for fact in FACTS for neighbour in fact.neighbours]
+    texts = {(entry.topic, entry.fact.request.prompt, entry.fact.request.answer) for entry in ENTRIES}
+    inside = [(entry.topic, *neighbour) in texts for entry in ENTRIES for neighbour in entry.fact.neighbours]
     assert sum(inside) > len(inside) / 2
 
 
 def test_inverse_relations_agree() -> None:
-    country = {fact.subject: fact.answer for fact in load_facts(["capital_of"])}
-    both = [fact for fact in load_facts(["capital"]) if fact.answer in country]
+    requests = {r: [entry.fact.request for entry in packaged_entries([r])] for r in ("capital", "capital_of")}
+    country = {request.subject: request.answer for request in requests["capital_of"]}
+    both = [request for request in requests["capital"] if request.answer in country]
     assert len(both) >= 20
-    assert all(country[fact.answer] == fact.subject for fact in both)
+    assert all(country[request.answer] == request.subject for request in both)
 
 
 def test_load_picks_relations() -> None:
-    some = load_facts(["currency", "symbol"])
-    assert {fact.relation for fact in some} == {"currency", "symbol"}
-    assert some == [fact for fact in FACTS if fact.relation in {"currency", "symbol"}]
+    some = packaged_entries(["currency", "symbol"])
+    assert {entry.topic for entry in some} == {"currency", "symbol"}
+    assert some == [entry for entry in ENTRIES if entry.topic in {"currency", "symbol"}]
     with pytest.raises(RequestError, match="no facts of relation \\['nonsense'\\].*capital"):
-        load_facts(["capital", "nonsense"])
+        packaged_entries(["capital", "nonsense"])
 
 
-def test_facts_are_immutable_and_lists_are_fresh() -> None:
+def test_entries_are_immutable_and_lists_are_fresh() -> None:
     with pytest.raises(FrozenInstanceError):
-        FACTS[0].answer = "Lyon"  # type: ignore[misc]
-    load_facts().clear()
-    assert load_facts() == FACTS
+        ENTRIES[0].topic = "Lyon"  # type: ignore[misc]
+    packaged_entries().clear()
+    assert packaged_entries() == ENTRIES
 
 
 def test_split_is_disjoint_complete_and_stratified() -> None:
-    development, evaluation = split_facts(FACTS)
-    assert sorted(fact.case_id for fact in development + evaluation) == list(range(len(FACTS)))
-    total = Counter(fact.relation for fact in FACTS)
-    part = Counter(fact.relation for fact in development)
+    development, evaluation = split_entries(ENTRIES)
+    assert sorted(int(entry.case_id or 0) for entry in development + evaluation) == list(range(len(ENTRIES)))
+    total = Counter(entry.topic for entry in ENTRIES)
+    part = Counter(entry.topic for entry in development)
     assert all(0.25 <= part[relation] / size <= 0.42 for relation, size in total.items())
+    with pytest.raises(RequestError, match="no case id: the packaged facts alone have a split"):
+        split_entries([Entry(ENTRIES[0].facts)])
 
 
 def test_split_is_stable_and_depends_on_case_id_and_seed_only() -> None:
-    development, evaluation = split_facts(FACTS)
+    development, evaluation = split_entries(ENTRIES)
     # Golden ids: hyperparameters chosen on this part stay comparable only while it stays the same.
-    assert [fact.case_id for fact in development[:6]] == [1, 5, 6, 10, 12, 15]
+    assert [entry.case_id for entry in development[:6]] == [1, 5, 6, 10, 12, 15]
     state = torch.get_rng_state()
     torch.manual_seed(7)
-    assert split_facts(FACTS) == (development, evaluation)
+    assert split_entries(ENTRIES) == (development, evaluation)
     torch.set_rng_state(state)
 
-    some = FACTS[::-5]
-    ids = {fact.case_id for fact in development}
-    assert split_facts(some) == (
-        [fact for fact in some if fact.case_id in ids],
-        [fact for fact in some if fact.case_id not in ids],
+    some = ENTRIES[::-5]
+    ids = {entry.case_id for entry in development}
+    assert split_entries(some) == (
+        [entry for entry in some if entry.case_id in ids],
+        [entry for entry in some if entry.case_id not in ids],
     )
-    assert split_facts(FACTS, seed=1) != (development, evaluation)
+    assert split_entries(ENTRIES, seed=1) != (development, evaluation)
 
 
 def one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> bool:
@@ -180,9 +187,9 @@ def one_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
 def test_known_agrees_with_one_at_a_time(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase], side: str) -> None:
     model, tokenizer = smollm2
     tokenizer.padding_side = side
-    chosen = FACTS[:: len(FACTS) // 14]
-    items = [(fact.text, fact.answer) for fact in chosen]
-    items += [(fact.text, fact.counterfactual) for fact in chosen[:6]]
+    chosen = ENTRIES[:: len(ENTRIES) // 14]
+    items = [(e.fact.request.prompt, e.fact.request.answer) for e in chosen]
+    items += [(e.fact.request.prompt, e.counterfactuals[0]) for e in chosen[:6]]
     expected = [one_at_a_time(model, tokenizer, *item) for item in items]
     assert len(items) >= 20
     assert 5 <= sum(expected) <= len(items) - 5
@@ -225,20 +232,19 @@ def test_empty_answer_is_refused(smollm2: tuple[PreTrainedModel, PreTrainedToken
         known(*smollm2, [("The capital of France is", answer)])
 
 
-def test_a_fact_as_an_entry_of_a_forget_set() -> None:
-    fact = FACTS[0]
-    entry = fact.to_forget()
-    assert (entry.request.prompt, entry.request.subject, entry.request.answer) == (fact.text, fact.subject, fact.answer)
-    assert (entry.paraphrases, entry.neighbours, entry.others) == (fact.paraphrases, fact.neighbours, fact.others)
-    assert load_forget_set(RECORDS[:1]) == [entry]
-
-
 def test_smollm2_knows_enough_facts(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
-    verdicts = known(*smollm2, [(fact.text, fact.answer) for fact in FACTS])
-    by_relation = Counter(fact.relation for fact, verdict in zip(FACTS, verdicts, strict=True) if verdict)
+    by_relation = Counter(entry.topic for entry in known_entries(*smollm2, ENTRIES))
     assert by_relation.total() >= 100
     assert by_relation["capital"] >= 30
     assert sum(count >= 8 for count in by_relation.values()) >= 7
     # A false answer of the right kind is not "known": the test can tell facts from plausible text.
-    falsehoods = known(*smollm2, [(fact.text, fact.counterfactual) for fact in FACTS[::5]])
+    falsehoods = known(*smollm2, [(e.fact.request.prompt, e.counterfactuals[0]) for e in ENTRIES[::5]])
     assert sum(falsehoods) < 0.05 * len(falsehoods)
+
+
+def test_an_entry_is_known_if_all_its_facts_are(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+    known_one, other = known_entries(*smollm2, ENTRIES[:40])[:2]
+    unknown = load_facts([{"prompt": "The capital of {} is", "subject": "France", "answer": "Lima"}])[0]
+    mixed = Entry((known_one.fact, unknown))
+    both = Entry((known_one.fact, other.fact))
+    assert known_entries(*smollm2, [mixed, both, Entry((unknown,))]) == [both]
