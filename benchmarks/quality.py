@@ -44,6 +44,7 @@ from zerounlearn.method.base import load_method
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.method.zerounlearn.method import unlearn
 from zerounlearn.model.lineage import Lineage
+from zerounlearn.model.tokens import Query
 from zerounlearn.report.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,16 +112,16 @@ def draw(split: str, n: int, seed: int) -> Draw:
         :UNRELATED
     ]
     probes = Probes(
-        eff=tuple(f.fact.request.query[:2] for f in chosen),
-        gen=tuple((p, f.fact.request.answer) for f in chosen for p in f.fact.paraphrases),
-        spe_relation=tuple(f.fact.request.query[:2] for f in asked),
-        spe_subject=tuple(others),
-        spe_unrelated=tuple(f.fact.request.query[:2] for f in unrelated),
-    ).known(model, tokenizer)
+        eff=tuple(f.fact.request.query for f in chosen),
+        gen=tuple(Query(p, f.fact.request.answer) for f in chosen for p in f.fact.paraphrases),
+        spe_relation=tuple(f.fact.request.query for f in asked),
+        spe_subject=tuple(Query(*pair) for pair in others),
+        spe_unrelated=tuple(f.fact.request.query for f in unrelated),
+    ).only_known(model, tokenizer)
     requests = [f.fact.request for f in chosen]
     packaged = [entry.fact for entry in packaged_entries()]
     retain = draw_retain_set(
-        model, tokenizer, requests, packaged, held_out=[prompt for prompt, _ in probes.items()], seed=seed
+        model, tokenizer, requests, packaged, held_out=[query.prompt for query in probes.items()], seed=seed
     )
     return Draw(requests, probes, retain)
 

@@ -81,3 +81,15 @@ def memorised(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], steps: i
         loss.backward()
         optimiser.step()
     return model.eval()
+
+
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int) -> list[int]:
+    """Greedy token ids by one forward pass a token, without a cache."""
+    ids = tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    with torch.no_grad():
+        for _ in range(tokens):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+    return ids[start:]

@@ -13,9 +13,9 @@ import pytest
 
 from zerounlearn.data.catalogue import datasets
 from zerounlearn.easyedit.method_config import METHODS
+from zerounlearn.evaluation.registry import optional
 from zerounlearn.report.columns import column
 from zerounlearn.study.spec import (
-    OPTIONAL_METRICS,
     DataSpec,
     HeldOut,
     MethodSpec,
@@ -81,5 +81,5 @@ def test_the_guide_names_every_setting_metric_data_set_and_method() -> None:
     assert set(datasets) <= words
     for method in METHODS:
         assert f"`{method}`" in GUIDE.replace("`UltraEdit`", "`ULTRAEDIT`")
-    for name in OPTIONAL_METRICS:
+    for name in optional():
         assert f"| `{name}` | {column(name).axis} | {column(name).meaning} |" in GUIDE

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError
 from zerounlearn.evaluation.perplexity import perplexity
-from zerounlearn.evaluation.probes import Probes, Verdict
+from zerounlearn.evaluation.probes import Probes, paraphrases, unknown_warning
 from zerounlearn.method.base import Edit, UnlearningMethod, load_method, restored_if_it_fails
 from zerounlearn.model.answers import resolve_joints, score
 from zerounlearn.model.generate import generate
 from zerounlearn.model.tokens import Query
-from zerounlearn.report.run import FactReport, Measured, Phase, Report, environment
+from zerounlearn.report.run import FactReport, Measured, Phase, Report, Verdict, environment
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +103,12 @@ def unlearn(
         ZeroUnlearnError: before any weight is changed, or with the weights as they were, bit for bit.
     """
     run = _method(method)
-    chosen = _resolved(model, tokenizer, load_facts(facts), chat=chat)
+    chosen = _chosen(tokenizer, facts, chat=chat)
     asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
     return run.apply(
         model,
         tokenizer,
-        [fact.request for fact in chosen],
+        _requests(model, tokenizer, chosen),
         retain=None if retain is None else _retained(model, tokenizer, retain, chat=chat),
         held_out=asked,
     )
@@ -143,8 +142,8 @@ def evaluate(
     Raises:
         ZeroUnlearnError: the facts are malformed, or the text cannot be had.
     """
-    chosen = _resolved(model, tokenizer, load_facts(facts), chat=chat)
-    probes = Probes.of(chosen, retain=retain, unrelated=unrelated)
+    chosen = _chosen(tokenizer, facts, chat=chat)
+    probes = Probes.of(chosen, retain=retain, unrelated=list(unrelated))
     return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens)
 
 
@@ -166,8 +165,8 @@ def unlearn_and_report(
         ZeroUnlearnError: with the weights as they were, bit for bit; so for any other exception, KeyboardInterrupt too.
     """
     run = _method(method)
-    chosen = _resolved(model, tokenizer, load_facts(facts), chat=chat)
-    requests = [fact.request for fact in chosen]
+    chosen = _chosen(tokenizer, facts, chat=chat)
+    requests = _requests(model, tokenizer, chosen)
     unrelated, texts = list(unrelated), _texts(text)
     if retain is not None:
         kept = _retained(model, tokenizer, retain, chat=chat)
@@ -180,13 +179,15 @@ def unlearn_and_report(
     with restored_if_it_fails(model, run.weight_names(model)):
         with _timed(seconds):
             before = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
+        if message := unknown_warning(before.phase.known):
+            log.warning("%s", message)
         edit = run.apply(model, tokenizer, requests, retain=kept)
         with _timed(seconds):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
         report = Report(
             facts=[FactReport.of(f, b, a) for f, b, a in zip(chosen, before.facts, after.facts, strict=True)],
             before=before.phase,
-            after=after.phase,
+            after=replace(after.phase, known=before.phase.known),
             layers=edit.layers,
             seconds=edit.seconds | seconds,
             prefixes=edit.prefixes,
@@ -216,16 +217,15 @@ def _method(method: UnlearningMethod | str | Path) -> UnlearningMethod:
     raise ConfigError(f"method={method!r}: expected a configuration, as ZeroUnlearn(layers=[…]), or a file's path")
 
 
-def _resolved(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], *, chat: bool
-) -> list[Fact]:
-    """The facts as the model is asked: in its chat template, if wanted, and with the joint before each answer."""
-    facts = as_chat(tokenizer, facts, every=chat)
+def _chosen(tokenizer: PreTrainedTokenizerBase, facts: Facts, *, chat: bool) -> list[Fact]:
+    """The facts as the model is asked: in its chat template, if wanted."""
+    return as_chat(tokenizer, load_facts(facts), every=chat)
+
+
+def _requests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Request]:
+    """The facts' requests, each with the joint before its answer."""
     joints = resolve_joints(model, tokenizer, [fact.request.query for fact in facts])
-    return [
-        replace(fact, request=replace(fact.request, joint=query.joint))
-        for fact, query in zip(facts, joints, strict=True)
-    ]
+    return [replace(fact.request, joint=query.joint) for fact, query in zip(facts, joints, strict=True)]
 
 
 def _retained(
@@ -234,7 +234,7 @@ def _retained(
     given = list(retain) if not isinstance(retain, (str, Path)) else retain
     if isinstance(given, list) and all(isinstance(one, Request) for one in given):
         return given  # type: ignore[return-value]  # the check above is what a type checker does not see
-    return [fact.request for fact in _resolved(model, tokenizer, load_facts(given), chat=chat)]  # type: ignore[arg-type]
+    return _requests(model, tokenizer, _chosen(tokenizer, given, chat=chat))  # type: ignore[arg-type]
 
 
 def _texts(text: str | Sequence[str] | None) -> Sequence[str]:
@@ -253,31 +253,23 @@ def _measured(
     text_tokens: int,
 ) -> Evaluation:
     """Every prompt once: whether its answer is said, the answer's probability; completions; perplexity."""
-    by_fact = [
-        (fact.request.query, [Query(p, fact.request.answer) for p in fact.paraphrases], fact.neighbours, fact.others)
-        for fact in facts
-    ]
-    asked: list[Any] = [query for own, *others in by_fact for query in (own, *chain.from_iterable(others))]
-    queries = list(dict.fromkeys(Query(*query) for query in (*asked, *probes.items())))
+    by_fact = [_queries(fact) for fact in facts]
+    queries = list(dict.fromkeys([q for parts in by_fact for part in parts for q in part] + probes.items()))
     log.info("evaluation: %d prompts", len(queries))
-    scores = dict(zip(queries, score(model, tokenizer, queries), strict=True))
-
-    def verdict(query: tuple[Any, ...]) -> Verdict:
-        found = scores[Query(*query)]
-        return found.said, found.probability
-
+    scores = dict(zip(queries, score(model, tokenizer, resolve_joints(model, tokenizer, queries)), strict=True))
     completions = generate(
         model, tokenizer, [fact.request.prompt for fact in facts], tokens=_COMPLETION_TOKENS, special=True
     )
-    measured = tuple(
-        Measured(
-            verdict(own),
-            [verdict(query) for query in paraphrases],
-            [verdict(query) for query in neighbours],
-            [verdict(query) for query in others],
-            completion,
-        )
-        for (own, paraphrases, neighbours, others), completion in zip(by_fact, completions, strict=True)
-    )
+    measured = []
+    for parts, completion in zip(by_fact, completions, strict=True):
+        verdicts: list[list[Verdict]] = [[(scores[q].said, scores[q].probability) for q in part] for part in parts]
+        [own], reworded, neighbours, others = verdicts
+        measured.append(Measured(own, reworded, neighbours, others, completion))
     ppl = perplexity(model, tokenizer, texts, tokens=text_tokens) if texts else None
-    return Evaluation(Phase(**probes.means({item: verdict(item) for item in probes.items()}), ppl=ppl), measured)
+    return Evaluation(Phase(**probes.means(scores), ppl=ppl, known=probes.known(scores)), tuple(measured))
+
+
+def _queries(fact: Fact) -> list[list[Query]]:
+    """What is asked of a fact: itself, its paraphrases, its neighbours, others."""
+    around = ([Query(*pair) for pair in pairs] for pairs in (fact.neighbours, fact.others))
+    return [[fact.request.query], paraphrases(fact), *around]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import zerounlearn.easyedit  # registers the method, which the tests below rely on
+from zerounlearn.api import Evaluation
 from zerounlearn.data.corpora import open_corpus
 from zerounlearn.data.request import Request
 from zerounlearn.data.sets.embedded import packaged_entries
@@ -23,6 +24,7 @@ from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.method.base import load_method
 from zerounlearn.method.zerounlearn.method import unlearn
 from zerounlearn.model.answers import score
+from zerounlearn.report.run import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = [
@@ -251,14 +253,14 @@ def test_an_evaluation_that_is_interrupted_leaves_the_model_as_it_was(hp, smollm
     editor = ZeroUnlearnEditor(dataclasses.replace(hp, v_num_grad_steps=2))
     phases: list[str] = []
 
-    def measure(facts, probes, held_out, tokens, phase):
-        phases.append(phase)
-        if phase == "after":
+    def measure(*_):
+        phases.append("after" if phases else "before")
+        if phases[-1] == "after":
             assert changed(model, before) == set(hp.layers)
             raise KeyboardInterrupt
-        return [], None
+        return Evaluation(Phase(0.0, 0.0), ())
 
-    monkeypatch.setattr(editor, "_measure", measure)
+    monkeypatch.setattr("zerounlearn.api._measured", measure)
     with pytest.raises(KeyboardInterrupt):
         editor.unlearn(FACTS[:1], held_out=[])
     assert phases == ["before", "after"]

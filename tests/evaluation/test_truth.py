@@ -9,13 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import greedy, tiny
+from zerounlearn.data.entry import Question
+from zerounlearn.evaluation.asked import Asked, Settings
+from zerounlearn.evaluation.probes import Probes
+from zerounlearn.evaluation.rouge import rouge_l_recall
 from zerounlearn.evaluation.truth import (
+    answered,
     forget_quality,
     model_utility,
     truth_ratio,
     truth_ratio_forgotten,
     truth_ratio_known,
 )
+from zerounlearn.model.answers import score
 
 LOG_PS = st.lists(st.floats(-8, -0.01), min_size=1, max_size=5).map(lambda v: torch.tensor(v, dtype=torch.float64))
 RATIOS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
@@ -99,3 +106,26 @@ def test_model_utility_is_the_harmonic_mean() -> None:
 def test_model_utility_names_what_is_no_share(numbers: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"rouge=.*from 0 to 1" if numbers else "at least one"):
         model_utility(numbers)
+
+
+def test_tofus_numbers_are_those_of_separate_passes(small_tokenizer) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    questions = [
+        Question("The capital of France is", "Paris and the", "the Paris", ("Berlin", "Lisbon, as")),
+        Question("War and Peace was written by", "Leo Tolstoy", "Tolstoy", ("Paris",)),
+    ]
+
+    def normalised(prompt: str, text: str) -> float:
+        joint = score(model, small_tokenizer, [(prompt, text)])[0].probability
+        return math.exp(math.log(joint) / len(small_tokenizer(f" {text}")["input_ids"]))
+
+    asked = Asked(model, small_tokenizer, Probes(()), settings=Settings(generation_tokens=8))
+    plainly, among = (answered(asked, questions, options=o) for o in (False, True))
+    for q, a, b in zip(questions, plainly, among, strict=True):
+        p, wrong = normalised(q.prompt, q.answer), [normalised(q.prompt, w) for w in q.perturbed]
+        assert a.probability == pytest.approx(p, rel=1e-4)
+        assert b.probability == pytest.approx(p / (p + sum(wrong)), rel=1e-4)
+        ratio = sum(wrong) / len(wrong) / normalised(q.prompt, q.paraphrased)
+        assert a.truth_ratio == pytest.approx(ratio, rel=1e-4)
+        said = small_tokenizer.decode(greedy(model, small_tokenizer, q.prompt, 8))
+        assert a.rouge == rouge_l_recall([said], [q.answer])[0]

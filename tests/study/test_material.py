@@ -16,8 +16,10 @@ from tests.study.small_study import counterfact_records, write_json
 from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
+from zerounlearn.evaluation import asked
+from zerounlearn.evaluation.asked import Asked
+from zerounlearn.evaluation.truth import truth_ratios
 from zerounlearn.model.fingerprint import weights_hash
-from zerounlearn.study import measures
 from zerounlearn.study.material import Data, Material
 from zerounlearn.study.measures import Measures
 from zerounlearn.study.run import Plan
@@ -105,7 +107,7 @@ def test_the_draw(sources: dict[str, DataSpec], name: str) -> None:
     assert material.facts[: len(first.facts)] == first.facts, "a larger set grows from the smaller"
     forgotten = {request.prompt for request in material.requests}
     shown = {request.prompt for request in material.retain}
-    asked = {prompt for prompt, _ in material.probes.spe_unrelated}
+    asked = {prompt for prompt, *_ in material.probes.spe_unrelated}
     assert len(shown) == 3
     assert asked, "something unrelated is asked"
     assert not forgotten & shown and not forgotten & asked and not shown & asked
@@ -121,7 +123,7 @@ def test_the_packaged_facts_are_those_no_hyperparameter_was_chosen_on(sources: d
     relations = {entry.fact.request.prompt: entry.topic for entry in packaged_entries()}
     mine = {relations[r.prompt] for r in material.requests}
     assert len(mine) > 5, "the halves are mixed, not sorted by relation"
-    assert not mine & {relations[prompt] for prompt, _ in material.probes.spe_unrelated}
+    assert not mine & {relations[prompt] for prompt, *_ in material.probes.spe_unrelated}
     chosen = dataclasses.replace(sources["embedded"], options={"facts": "development"})
     assert {r.prompt for r in draw(chosen, 20).requests} <= development
 
@@ -151,7 +153,8 @@ def study_of(metrics: tuple[str, ...], corpus: Path | None = None, **changes: ob
 
 
 def measured(material: Material, model, tokenizer, *metrics: str, **options: object) -> dict[str, float]:
-    return Measures(study_of(metrics)).take(model, tokenizer, material, **options)
+    measures = Measures(study_of(metrics))
+    return measures.take(measures.asked(model, tokenizer, material, **options))
 
 
 def test_every_metric_is_taken_and_no_other(sources: dict[str, DataSpec], small_tokenizer, tmp_path: Path) -> None:
@@ -174,7 +177,8 @@ def test_every_metric_is_taken_and_no_other(sources: dict[str, DataSpec], small_
     assert "forget_quality" not in measured(material, model, small_tokenizer, "forget_quality"), "without a reference"
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The weather today was fine.\nBecause I said so.\n")
-    ppl = Measures(study_of((), corpus)).take(model, small_tokenizer, material)["ppl"]
+    measures = Measures(study_of((), corpus))
+    ppl = measures.take(measures.asked(model, small_tokenizer, material))["ppl"]
     assert 1 < ppl < float("inf")
     assert (weights_hash(model), True) == (weights, torch.equal(torch.get_rng_state(), state))
 
@@ -187,7 +191,7 @@ def test_consistency_is_about_what_follows_the_forget_prompts(
     answers = {fact.request.prompt: fact.request.answer for fact in material.facts}
 
     def consistent(text: Callable[[str], str]) -> float:
-        monkeypatch.setattr(measures, "generate", lambda _, __, prompts, tokens: [text(prompt) for prompt in prompts])
+        monkeypatch.setattr(asked, "generate", lambda _, __, prompts, tokens: [text(prompt) for prompt in prompts])
         return measured(material, model, small_tokenizer, "consistency")["consistency"]
 
     assert consistent(lambda prompt: "") == 0
@@ -195,11 +199,9 @@ def test_consistency_is_about_what_follows_the_forget_prompts(
 
 
 def test_the_same_model_has_forget_quality_one(sources: dict[str, DataSpec], small_tokenizer) -> None:
-    from zerounlearn.study.measures import truth_ratios
-
     model = tiny("llama", len(small_tokenizer))
     material = draw(sources["mcf"], 4)
-    ratios = truth_ratios(model, small_tokenizer, material.questions)
+    ratios = truth_ratios(Asked(model, small_tokenizer, material.probes, questions=material.questions))
     assert measured(material, model, small_tokenizer, "forget_quality", reference=ratios)["forget_quality"] == 1.0
 
 

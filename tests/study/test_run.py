@@ -135,9 +135,9 @@ def test_the_base_model_is_measured_once_a_draw(tmp_path: Path, model: Path, mon
     taken: Counter[int] = Counter()
     take = Measures.take
 
-    def counted(self, model, tokenizer, material, reference=None):
-        taken[len(material.facts)] += 1
-        return take(self, model, tokenizer, material, reference)
+    def counted(self, asked):
+        taken[len(asked.facts)] += 1
+        return take(self, asked)
 
     monkeypatch.setattr(Measures, "take", counted)
     methods = {"one": GA, "other": {**GA, "set": {**GRADIENT, "steps": 1}}}

@@ -1,11 +1,9 @@
 """The field's metrics of unlearning, each under its own name and with its source.
 
-The model's pass is apart from the arithmetic: `answers` runs the model and gives log-probabilities token by token,
-`generation` gives greedy text; every other module computes from numbers and texts alone. What a metric means for
-unlearning, and which direction is better, stands in its docstring.
-
-Reading order: `answers`, `memorisation` (probability, exact memorisation, extraction strength), `truth` (truth
-ratio, forget quality, model utility), `membership` (inference attacks), `generation`, `rouge`, `fluency`,
-`questions` and `tofu` (TOFU's numbers of a question, both passes included), `harness` (standard tasks of
-lm-evaluation-harness). The libraries they use are those of the `study` extra.
+`registry` is the list of all metrics, read by studies, tables and guides; `asked` runs the model for them, each prompt
+once. Every other module holds the arithmetic of its metrics, which needs numbers and texts alone, and below it the
+functions that are registered: `probes` (Eff, Gen, Spe), `perplexity`, `rouge`, `memorisation` (probability, exact
+memorisation, extraction strength), `truth` (truth ratio, forget quality, model utility), `membership` (inference
+attacks), `fluency`. `harness` runs standard tasks of lm-evaluation-harness. The libraries they use beside torch and
+transformers are those of the `study` extra, imported where they are needed.
 """

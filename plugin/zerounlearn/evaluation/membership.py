@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from scipy import stats
 from torch import Tensor
 
+from zerounlearn.evaluation.registry import Goal, Group, metric
 from zerounlearn.model.answers import AnswerTokens
+from zerounlearn.model.tokens import Query
+
+if TYPE_CHECKING:
+    from zerounlearn.evaluation.asked import Asked
 
 PERCENT = 20.0
 """Of the tokens; what the min-k papers find best on WikiMIA."""
@@ -71,6 +76,8 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
         raise ValueError(f"AUC of {len(members)} members and {len(others)} others: expected at least one of each")
     if any(math.isnan(score) for score in (*members, *others)):
         raise ValueError("AUC of scores with NaN: the model's log-probabilities are not finite")
+    from scipy import stats
+
     return float(stats.mannwhitneyu(members, others, method="asymptotic").statistic) / (len(members) * len(others))
 
 
@@ -79,3 +86,58 @@ def _lowest(values: Tensor, percent: float) -> float:
         raise ValueError(f"percent={percent!r}: expected a number above 0 and at most 100")
     count = max(1, int(values.numel() * percent / 100 + 1e-9))
     return float(values.sort().values[:count].mean())
+
+
+_ATTACKS: dict[str, tuple[str, str, str, Callable[[AnswerTokens, str], float]]] = {
+    "mia_loss": ("MIA loss", "the loss", "arXiv 1709.01604", lambda tokens, _: loss(tokens.log_p)),
+    "mia_min_k": (
+        "MIA min-k",
+        "the k % least likely tokens",
+        "arXiv 2310.16789",
+        lambda tokens, _: min_k(tokens.log_p),
+    ),
+    "mia_min_k_pp": (
+        "MIA min-k++",
+        "min-k %, standardised",
+        "arXiv 2404.02936",
+        lambda tokens, _: min_k_plus_plus(tokens),
+    ),
+    "mia_zlib": (
+        "MIA zlib",
+        "loss over zlib entropy",
+        "arXiv 2012.07805",
+        lambda tokens, text: zlib_ratio(tokens.log_p, text),
+    ),
+}
+"""Label, words, source and score of each attack."""
+
+
+def _attack(score: Callable[[AnswerTokens, str], float]) -> Callable[[Asked], float | None]:
+    def measure(asked: Asked) -> float | None:
+        """AUC between the forget statements and the same statements with false answers.
+
+        Texts of the same form that the model has not been trained on: 0.5 where nothing tells the true ones apart.
+        """
+        if not asked.questions:
+            return None
+        sides = (
+            [Query(q.prompt, q.answer).text for q in asked.questions],
+            [Query(q.prompt, answer).text for q in asked.questions for answer in q.perturbed],
+        )
+        tokens = dict(zip([*sides[0], *sides[1]], asked.statements([*sides[0], *sides[1]]), strict=True))
+        members, others = ([score(tokens[text], text) for text in side] for side in sides)
+        return auc(members, others)
+
+    return measure
+
+
+for _name, (_label, _words, _source, _score) in _ATTACKS.items():
+    metric(
+        _name,
+        label=_label,
+        goal=Goal.HALF,
+        group=Group.MEMORY,
+        digits=3,
+        source=_source,
+        meaning=f"Membership inference by {_words} ({_source}): area under the ROC curve, 0.5 if nothing stands out.",
+    )(_attack(_score))

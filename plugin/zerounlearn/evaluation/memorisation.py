@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from zerounlearn.evaluation.registry import Goal, Group, metric
+
+if TYPE_CHECKING:
+    from zerounlearn.evaluation.asked import Asked
 
 
 def probability(log_p: Tensor) -> float:
@@ -62,3 +69,15 @@ def extraction_strength(hit: Tensor) -> float:
             break
         said += 1
     return said / hit.numel()
+
+
+@metric("extraction_strength", label="ES", goal=Goal.LOWER, unit="%", group=Group.MEMORY, source="arXiv 2406.09179")
+def _strength(asked: Asked) -> float | None:
+    """Extraction strength: the share of the answer said unaided (arXiv 2012.07805, 2406.09179)."""
+    return fmean(extraction_strength(tokens.hit) for tokens in asked.answers(asked.probes.eff))
+
+
+@metric("exact_memorisation", label="EM", goal=Goal.LOWER, unit="%", group=Group.MEMORY, source="arXiv 2205.10770")
+def _memorised(asked: Asked) -> float | None:
+    """Exact memorisation: the answer's tokens that are the arg-max (arXiv 2205.10770)."""
+    return fmean(exact_memorisation(tokens.hit) for tokens in asked.answers(asked.probes.eff))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.evaluation.registry import Goal, Group, metric
 from zerounlearn.model.answers import id_tokens
 from zerounlearn.model.tokens import encode
+
+if TYPE_CHECKING:
+    from zerounlearn.evaluation.asked import Asked
+
+PAPER_TEXTS, PAPER_TOKENS = 20, 100
+"""What the published code reads: so many tokens of so many texts, joined by spaces."""
 
 
 def perplexity(
@@ -39,3 +47,36 @@ def perplexity(
         raise ValueError("perplexity of no text: give at least two tokens of held-out text")
     log_p = torch.cat([row.log_p for row in id_tokens(model, tokenizer, rows)]).double()
     return float((-log_p.mean()).exp())
+
+
+def paper_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """Perplexity as the published code takes it, comparable with the paper's tables on the same texts alone.
+
+    The first 20 texts, joined by spaces, are cut to 100 tokens, special tokens included; the exponent is the sum of
+    the NLLs of all but the first over the number of tokens with the first (arXiv 2605.18879, `util/perplexity.py` of
+    its code, which reads the Wikipedia dump that C is taken on).
+
+    Raises:
+        ValueError: there are fewer than two tokens.
+    """
+    row = encode(tokenizer, " ".join(texts[:PAPER_TEXTS]))[:PAPER_TOKENS]
+    if len(row) < 2:
+        raise ValueError("perplexity of no text: give at least two tokens of it")
+    [tokens] = id_tokens(model, tokenizer, [row])
+    return float((-tokens.log_p.double().sum() / len(row)).exp())
+
+
+@metric("ppl", label="PPL", goal=Goal.LOWER, group=Group.CORE, always=True)
+def _held_out(asked: Asked) -> float | None:
+    """Perplexity on held-out ordinary text."""
+    texts = asked.settings.held_out
+    if not texts:
+        return None
+    return perplexity(asked.model, asked.tokenizer, texts, tokens=asked.settings.held_out_tokens)
+
+
+@metric("ppl_paper", label="PPL (paper)", goal=Goal.LOWER, group=Group.CORE, always=True, source="arXiv 2605.18879")
+def _paper(asked: Asked) -> float | None:
+    """Perplexity on the 100 tokens that the published code reads, as it counts them."""
+    texts = asked.settings.paper_text
+    return paper_perplexity(asked.model, asked.tokenizer, texts) if texts else None

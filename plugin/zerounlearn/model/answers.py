@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ class Score:
     said: bool
     probability: float
 
+    @classmethod
+    def of(cls, tokens: AnswerTokens) -> Score:
+        """Of an answer's tokens."""
+        return cls(bool(tokens.hit.all()), math.exp(float(tokens.log_p.double().sum())))
+
 
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Queries) -> list[Score]:
     """Teacher-forced scores of prompts with their answers, in their order.
@@ -68,8 +74,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Que
     Raises:
         RequestError: see `answer_tokens`.
     """
-    tokens = answer_tokens(model, tokenizer, items)
-    return [Score(bool(t.hit.all()), math.exp(float(t.log_p.double().sum()))) for t in tokens]
+    return [Score.of(tokens) for tokens in answer_tokens(model, tokenizer, items)]
 
 
 def answer_tokens(
@@ -109,12 +114,17 @@ def answer_tokens(
     return _tokens(model, tokenizer, prompts, answers, moments, batch_tokens)
 
 
+_joints: WeakKeyDictionary[PreTrainedModel, dict[Query, str]] = WeakKeyDictionary()
+"""What models were found to write between prompt and answer, where the text leaves a doubt."""
+
+
 def resolve_joints(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Queries) -> list[Query]:
     """The queries, each with what stands between its prompt and its answer, in their order.
 
     Where the text leaves a doubt (a colon before a word, one script before another), it is what the model would write
-    itself: of nothing and one space, the one under which the whole answer is the more probable. Ask the model that
-    has not been edited, once, and measure all later ones by the same.
+    itself: of nothing and one space, the one under which the whole answer is the more probable. What a model has
+    been found to write is kept for as long as the model lives, so that it is measured by the same after an edit as
+    before, if it was asked before.
 
     Raises:
         RequestError: see `answer_tokens`.
@@ -123,12 +133,13 @@ def resolve_joints(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, q
         q._replace(joint=decided_joint(q.prompt, q.answer) if q.joint is None else q.joint)
         for q in itertools.starmap(Query, queries)
     ]
-    doubtful = [i for i, query in enumerate(resolved) if query.joint is None]
-    candidates = [resolved[i]._replace(joint=joint) for i in doubtful for joint in ("", " ")]
+    known = _joints.setdefault(model, {})
+    doubtful = [query for query in dict.fromkeys(resolved) if query.joint is None and query not in known]
+    candidates = [query._replace(joint=joint) for query in doubtful for joint in ("", " ")]
     log_ps = [float(tokens.log_p.sum()) for tokens in answer_tokens(model, tokenizer, candidates)]
-    for i, closed, spaced in zip(doubtful, log_ps[::2], log_ps[1::2], strict=True):
-        resolved[i] = resolved[i]._replace(joint="" if closed > spaced else " ")
-    return resolved
+    for query, closed, spaced in zip(doubtful, log_ps[::2], log_ps[1::2], strict=True):
+        known[query] = "" if closed > spaced else " "
+    return [query._replace(joint=known[query]) if query.joint is None else query for query in resolved]
 
 
 def text_tokens(

@@ -52,7 +52,7 @@ def joint_of(prompt: str, answer: str) -> str:
     decided = decided_joint(prompt, answer)
     if decided is not None:
         return decided
-    return "" if _unspaced(prompt[-1]) else " "
+    return "" if unspaced(prompt[-1]) else " "
 
 
 def decided_joint(prompt: str, answer: str) -> str | None:
@@ -62,7 +62,7 @@ def decided_joint(prompt: str, answer: str) -> str | None:
     last, first = prompt[-1], answer[0]
     hangs = len(prompt) > 1 and not prompt[-2].isspace()  # on a word, for what may also stand alone
     kind = unicodedata.category(last)
-    if kind in ("Ps", "Pi") or last in "/\\@#_" or (_unspaced(last) and _unspaced(first)):
+    if kind in ("Ps", "Pi") or last in "/\\@#_" or (unspaced(last) and unspaced(first)):
         return ""
     if last in "\"'`":
         opens = not hangs or unicodedata.category(prompt[-2]) in ("Ps", "Pi", "Pd")
@@ -73,12 +73,12 @@ def decided_joint(prompt: str, answer: str) -> str | None:
         return ""
     if unicodedata.category(first) in ("Pe", "Pf") or (first in ".,;:!?%…" and not answer[1:2].strip()):
         return ""
-    if _unspaced(last) or _unspaced(first):
+    if unspaced(last) or unspaced(first):
         return "" if kind.startswith("P") else None
     return " " if kind[0] in "LNM" or kind == "Pf" or last in ",;.!?%" else None
 
 
-def _unspaced(char: str) -> bool:
+def unspaced(char: str) -> bool:
     """Whether the character belongs to a script without spaces between words; Korean has spaces, as emoji have."""
     if unicodedata.east_asian_width(char) in "WF":
         return "HANGUL" not in unicodedata.name(char, "") and unicodedata.category(char) != "So"

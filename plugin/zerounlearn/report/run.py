@@ -16,11 +16,14 @@ import torch
 from transformers import PreTrainedModel
 
 from zerounlearn.data.fact import Fact
-from zerounlearn.evaluation.probes import Verdict
+from zerounlearn.evaluation.probes import Known, unknown_warning
 from zerounlearn.files import write_text
 from zerounlearn.method.base import LayerOutcome
 from zerounlearn.model.layout import input_device
 from zerounlearn.version import __version__
+
+Verdict = tuple[bool, float]
+"""Whether the answer is said, all its tokens arg-max under teacher forcing, and its probability."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Measured:
 class Phase:
     """Means over all that was asked at one time, see `Probes`; None where there was nothing to measure.
 
-    `ppl` is the perplexity on held-out text; each `_probability` is the answers' mean probability.
+    `ppl` is the perplexity on held-out text; each `_probability` is the answers' mean probability. `known` says of
+    each share how many prompts it asks, and how many of them were answered before anything was forgotten.
     """
 
     eff: float
@@ -54,6 +58,7 @@ class Phase:
     spe_unrelated: float | None = None
     spe_unrelated_probability: float | None = None
     ppl: float | None = None
+    known: dict[str, Known] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,11 @@ class Report:
     fingerprints: dict[str, str]
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know first: that the model said little of what it was to forget."""
+        return unknown_warning(self.before.known)
+
     def to_json(self) -> str:
         """The whole report, indented."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -96,7 +106,7 @@ class Report:
         """A page to read: summary, facts, layers, time, run."""
         template = files("zerounlearn.report").joinpath("templates/report.md.jinja").read_text(encoding="utf-8")
         env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        env.filters |= {"cell": _cell, "share": _share, "number": _number}
+        env.filters |= {"known": _known, "cell": _cell, "share": _share, "number": _number}
         return env.from_string(template).render(report=self)
 
     def save(self, folder: Path) -> None:
@@ -120,6 +130,10 @@ def environment(model: PreTrainedModel) -> dict[str, str]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _known(count: Known | None) -> str:
+    return "–" if count is None else f"{count.said}/{count.asked}"
 
 
 def _cell(text: str) -> str:

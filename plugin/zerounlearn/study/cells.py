@@ -169,12 +169,18 @@ class _Fact(_Checked):
     after: _Said
 
 
+class _Known(_Checked):
+    asked: int
+    said: int
+
+
 class _Stored(_Checked):
     id: str
     status: Literal["done", "failed"]
     error: str | None
     seconds: dict[str, float]
     weights: str
+    known: dict[str, _Known] = {}
 
     @model_validator(mode="after")
     def _says_why_it_failed(self) -> _Stored:

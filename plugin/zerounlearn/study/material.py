@@ -18,8 +18,9 @@ from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
 from zerounlearn.data.text import shown
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
-from zerounlearn.evaluation.probes import Items, Probes
+from zerounlearn.evaluation.probes import Probes
 from zerounlearn.model.fingerprint import value_digest
+from zerounlearn.model.tokens import Queries
 from zerounlearn.study.spec import DataSpec
 
 _NEIGHBOURS = 10
@@ -139,7 +140,7 @@ class Material:
     facts: tuple[Fact, ...]
     retain: tuple[Request, ...]
     probes: Probes
-    token_by_token: Items
+    token_by_token: Queries
     questions: tuple[Question, ...]
     openings: tuple[str, ...]
     utility: Mapping[str, tuple[Question, ...]]
@@ -153,7 +154,7 @@ class Material:
     def asked(self) -> set[str]:
         """Every prompt that measures something on this draw."""
         probes = vars(self.probes).values()
-        return {prompt for items in (*probes, self.token_by_token) for prompt, _ in items}
+        return {query[0] for items in (*probes, self.token_by_token) for query in items}
 
     def digest(self) -> str:
         """Of everything in it, in its order."""

@@ -12,15 +12,11 @@ from typing import Any, TypeVar
 
 from zerounlearn.config import read_settings
 from zerounlearn.errors import ConfigError, did_you_mean
+from zerounlearn.evaluation.registry import metrics, optional
 
 T = TypeVar("T")
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-OPTIONAL_METRICS = (
-    "rouge_l", "rouge_l_neighbours", "exact_memorisation", "extraction_strength", "truth_ratio", "forget_quality",
-    "model_utility", "mia_loss", "mia_min_k", "mia_min_k_pp", "mia_zlib", "fluency", "consistency",
-)  # fmt: skip
-"""Beside Eff, Gen, Spe and perplexity, which every study has."""
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -146,7 +142,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         methods=tuple(row for method in methods for row in _grid(method, where)),
         seeds=_whole(values, "seeds", Study.seeds, 0, where),
         sizes=_whole(values, "sizes", Study.sizes, 1, where),
-        metrics=_names(values.get("metrics") or [], OPTIONAL_METRICS, f"{where}: metrics"),
+        metrics=_names(values.get("metrics") or [], optional(), f"{where}: metrics"),
         held_out=_part(HeldOut, values.get("held_out") or {}, f"{where}: held_out"),
         lm_eval=_part(Tasks, values.get("lm_eval") or {}, f"{where}: lm_eval"),
         **{name: values[name] for name in _SIMPLE if name in values},
@@ -189,12 +185,15 @@ def _check(study: Study, where: str) -> None:
     for data in study.datasets:
         if not data.name:
             raise ConfigError(f"{where}: datasets.{data.label}: name is missing, such as 'embedded' or 'counterfact'")
-    if "forget_quality" in study.metrics and study.reference_model is None:
-        raise ConfigError(f"{where}: metrics: forget_quality compares with a model: name it with reference_model")
-    if "model_utility" in study.metrics and not any(data.utility for data in study.datasets):
-        raise ConfigError(f"{where}: metrics: model_utility needs a data set with `utility`, the parts to take it on")
-    if "rouge_l_neighbours" in study.metrics and "rouge_l" not in study.metrics:
-        raise ConfigError(f"{where}: metrics: rouge_l_neighbours goes with rouge_l: name both")
+    for name in study.metrics:
+        for need, message in metrics[name].needs.items():
+            if not _has(study, need):
+                raise ConfigError(f"{where}: metrics: {message}")
+
+
+def _has(study: Study, need: str) -> bool:
+    """Whether the study, or a data set of it, sets what a metric needs."""
+    return any(bool(getattr(part, need, None)) for part in (study, *study.datasets))
 
 
 def _parts(values: Mapping[str, Any], name: str, where: str) -> list[tuple[str, Any]]:

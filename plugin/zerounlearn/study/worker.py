@@ -13,13 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.evaluation.asked import Asked
+from zerounlearn.evaluation.registry import metrics
+from zerounlearn.evaluation.truth import truth_ratios
 from zerounlearn.model.fingerprint import weights_hash
 from zerounlearn.model.layout import input_device
 from zerounlearn.model.peak import Peak, peak_memory
 from zerounlearn.report.run import environment
 from zerounlearn.study.cells import DONE, FAILED, BaseJob, CellJob, Draw, Job, PrepareJob, Record, failed
 from zerounlearn.study.material import Data, Material
-from zerounlearn.study.measures import Measures, said, truth_ratios
+from zerounlearn.study.measures import Measures, known, resolved, said
 from zerounlearn.study.methods import Row, resolved_device
 from zerounlearn.study.spec import Study
 
@@ -65,13 +68,20 @@ class Bench:
     def _base(self, job: BaseJob) -> Record:
         model, material = self._model, self._material(job.draw)
         start = time.perf_counter()
-        reference = self._reference(material) if "forget_quality" in self.study.metrics and material.questions else None
-        measures = self._measures.take(model, self._tokenizer, material, reference)
-        facts = said(model, self._tokenizer, material)
+        compares = any("reference_model" in metrics[name].needs for name in self.study.metrics)
+        reference = self._reference(material) if compares and material.questions else None
+        asked = self._measures.asked(model, self._tokenizer, material, reference)
         return {
-            "id": job.id, "status": DONE, "error": None, "measures": measures, "facts": facts, "reference": reference,
-            "seconds": {"evaluate": time.perf_counter() - start}, "weights": self._hash,
-        }  # fmt: skip
+            "id": job.id,
+            "status": DONE,
+            "error": None,
+            "measures": self._measures.take(asked),
+            "known": known(asked),
+            "facts": said(asked),
+            "reference": reference,
+            "seconds": {"evaluate": time.perf_counter() - start},
+            "weights": self._hash,
+        }
 
     def _cell(self, job: CellJob) -> Record:
         model, method, material = self._model, self._method(job.cell.method), self._material(job.cell.draw)
@@ -99,9 +109,10 @@ class Bench:
 
     def _evaluate(self, record: Record, model: PreTrainedModel, material: Material, job: CellJob, peak: Peak) -> None:
         with _timed(record, "evaluate"):
-            after = self._measures.take(model, self._tokenizer, material, job.base["reference"])
-            facts = said(model, self._tokenizer, material)
+            asked = self._measures.asked(model, self._tokenizer, material, job.base["reference"])
+            after, facts = self._measures.take(asked), said(asked)
         pairs = zip(material.requests, job.base["facts"], facts, strict=True)
+        record["known"] = job.base.get("known", {})
         record["facts"] = [{"prompt": r.prompt, "answer": r.answer, "before": b, "after": a} for r, b, a in pairs]
         record |= {"after": after, "peak_bytes": peak.bytes, "status": DONE, "error": None}
 
@@ -117,7 +128,7 @@ class Bench:
         """Truth ratios of the model that never saw the forget set; it is in memory for as long as this takes."""
         model = _load(str(self.study.reference_model), self.study)
         tokenizer = AutoTokenizer.from_pretrained(self.study.reference_model)
-        return truth_ratios(model, tokenizer, material.questions)
+        return truth_ratios(Asked(model, tokenizer, material.probes, questions=material.questions))
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -148,7 +159,8 @@ class Bench:
                 spec = next(data for data in self.study.datasets if data.label == draw.dataset)
                 self._data[draw.dataset] = Data.load(spec).asked_of(self._model, self._tokenizer)
             sizes = {"retain_size": self.study.retain_size, "unrelated_size": self.study.unrelated_size}
-            self._drawn = (draw, self._data[draw.dataset].draw(draw.n, draw.seed, **sizes))
+            material = self._data[draw.dataset].draw(draw.n, draw.seed, **sizes)
+            self._drawn = (draw, resolved(self._model, self._tokenizer, material))
         return self._drawn[1]
 
 
