@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.chat import as_chat
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.fact import Fact, load_facts
+from zerounlearn.data.lengths import check_lengths
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError
 from zerounlearn.evaluation.perplexity import perplexity
@@ -103,7 +104,7 @@ def unlearn(
         ZeroUnlearnError: before any weight is changed, or with the weights as they were, bit for bit.
     """
     run = _method(method)
-    chosen = _chosen(tokenizer, facts, chat=chat)
+    chosen = _chosen(model, tokenizer, facts, chat=chat)
     asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
     return run.apply(
         model,
@@ -142,7 +143,7 @@ def evaluate(
     Raises:
         ZeroUnlearnError: the facts are malformed, or the text cannot be had.
     """
-    chosen = _chosen(tokenizer, facts, chat=chat)
+    chosen = _chosen(model, tokenizer, facts, chat=chat)
     probes = Probes.of(chosen, retain=retain, unrelated=list(unrelated))
     return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens)
 
@@ -165,7 +166,7 @@ def unlearn_and_report(
         ZeroUnlearnError: with the weights as they were, bit for bit; so for any other exception, KeyboardInterrupt too.
     """
     run = _method(method)
-    chosen = _chosen(tokenizer, facts, chat=chat)
+    chosen = _chosen(model, tokenizer, facts, chat=chat)
     requests = _requests(model, tokenizer, chosen)
     unrelated, texts = list(unrelated), _texts(text)
     if retain is not None:
@@ -217,9 +218,11 @@ def _method(method: UnlearningMethod | str | Path) -> UnlearningMethod:
     raise ConfigError(f"method={method!r}: expected a configuration, as ZeroUnlearn(layers=[…]), or a file's path")
 
 
-def _chosen(tokenizer: PreTrainedTokenizerBase, facts: Facts, *, chat: bool) -> list[Fact]:
-    """The facts as the model is asked: in its chat template, if wanted."""
-    return as_chat(tokenizer, load_facts(facts), every=chat)
+def _chosen(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Facts, *, chat: bool) -> list[Fact]:
+    """The facts as the model is asked: in its chat template, if wanted; all of them fit into its context."""
+    chosen = as_chat(tokenizer, load_facts(facts), every=chat)
+    check_lengths(model.config, tokenizer, chosen)
+    return chosen
 
 
 def _requests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Request]:
@@ -234,7 +237,7 @@ def _retained(
     given = list(retain) if not isinstance(retain, (str, Path)) else retain
     if isinstance(given, list) and all(isinstance(one, Request) for one in given):
         return given  # type: ignore[return-value]  # the check above is what a type checker does not see
-    return _requests(model, tokenizer, _chosen(tokenizer, given, chat=chat))  # type: ignore[arg-type]
+    return _requests(model, tokenizer, _chosen(model, tokenizer, given, chat=chat))  # type: ignore[arg-type]
 
 
 def _texts(text: str | Sequence[str] | None) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tests.helpers import tiny
-from tests.study.small_study import counterfact_records, write_json
+from tests.conftest import small_bpe
+from tests.helpers import memorised, tiny
+from tests.study.small_study import CAPITALS, COUNTRIES, counterfact_records, write_json
+from zerounlearn.data.catalogue import datasets
+from zerounlearn.data.entry import Entry
+from zerounlearn.data.fact import load_facts
 from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.easyedit.editions.compat import framework
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.evaluation import asked
 from zerounlearn.evaluation.asked import Asked
 from zerounlearn.evaluation.truth import truth_ratios
@@ -226,6 +231,78 @@ def test_tofu_has_a_utility(tmp_path: Path, small_tokenizer) -> None:
     assert 0 < found["truth_ratio"] <= 1
     with pytest.raises(ConfigError, match="no questions with false answers"):
         Data.load(DataSpec("facts", "embedded", utility={"retain": {}}))
+
+
+def test_known_leaves_what_the_model_says_in_each_half(tmp_path: Path) -> None:
+    tokenizer = small_bpe()
+    pairs = list(zip(COUNTRIES, CAPITALS, strict=True))
+    rows = [{"prompt": "The capital of {} is", "subject": country, "answer": city} for country, city in pairs]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    model = memorised(tokenizer, [f"The capital of {country} is {city}" for country, city in pairs[3:9]])
+    data = Data.load(DataSpec("mine", "facts", str(file), known=True))
+    identity = data.identity(3, 0, retain_size=2, unrelated_size=2)
+    assert identity != Data.load(DataSpec("mine", "facts", str(file))).identity(3, 0, retain_size=2, unrelated_size=2)
+    asked = data.asked_of(model, tokenizer)
+    assert [e.fact.request.subject for e in asked.keep or ()] == list(COUNTRIES[3:6])
+    assert [e.fact.request.subject for e in asked.entries] == list(COUNTRIES[6:9])
+    assert len(asked.draw(3, 0, retain_size=2, unrelated_size=2).facts) == 3
+    with pytest.raises(ConfigError, match="datasets.mine: n=4: expected 1 to 3"):
+        asked.draw(4, 0, retain_size=2, unrelated_size=2)
+    unchanged = Data.load(DataSpec("mine", "facts", str(file))).asked_of(model, tokenizer)
+    assert len(unchanged.entries) == 12 and unchanged.keep is None
+
+
+def test_a_study_renders_records_that_want_the_chat_template(tmp_path: Path) -> None:
+    tokenizer = small_bpe()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    rows = [{"prompt": "Of {}?", "subject": name, "answer": "x", "chat": name == "Peru"} for name in ("Cuba", "Peru")]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    asked = Data.load(DataSpec("mine", "facts", str(file))).asked_of(tiny("llama", len(tokenizer)), tokenizer)
+    assert [e.fact.request.prompt for e in asked.entries] == ["Of Cuba?", "<user>Of Peru?<assistant>"]
+
+
+def test_a_prompt_beyond_the_context_is_refused(tmp_path: Path, small_tokenizer) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    rows = [{"prompt": "the " * 600 + "{} is", "subject": name, "answer": "x"} for name in ("Cuba", "Peru")]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    most = model.config.max_position_embeddings
+    with pytest.raises(RequestError, match=rf"datasets.mine: .*tokens, the model has places for {most}: shorten it"):
+        Data.load(DataSpec("mine", "facts", str(file))).asked_of(model, small_tokenizer)
+
+
+def test_keep_may_be_another_file(sources: dict[str, DataSpec], tmp_path: Path) -> None:
+    file = tmp_path / "kept.jsonl"
+    rows = [{"prompt": "{} is an", "subject": f"Island {i}", "answer": "island"} for i in range(4)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name in ("mcf", "embedded"):
+        spec = dataclasses.replace(sources[name], keep={"source": str(file)})
+        material = draw(spec, 6)
+        assert {request.subject for request in material.retain} <= {f"Island {i}" for i in range(4)}
+        assert len(Data.load(spec).entries) == len(Data.load(sources[name]).entries)
+    spec = dataclasses.replace(sources["mcf"], keep={"name": "embedded", "facts": "development"})
+    assert len(Data.load(spec).keep or ()) == len(split_entries(packaged_entries())[0])
+    with pytest.raises(ConfigError, match="datasets.mcf: data set 'facts' has no option 'part'"):
+        Data.load(dataclasses.replace(sources["mcf"], keep={"source": str(file), "part": "x"}))
+    with pytest.raises(ConfigError, match="datasets.mcf: utility.retain=5: expected a mapping"):
+        Data.load(dataclasses.replace(sources["mcf"], utility={"retain": 5}))
+
+
+def test_a_data_set_of_a_plugin_works_in_a_study() -> None:
+    @datasets.register("islands")
+    def islands(count: int) -> list[Entry]:
+        """Islands."""
+        rows = [{"prompt": "{} is an", "subject": f"Island {i}", "answer": "island"} for i in range(count)]
+        return [Entry((fact,), topic=f"{i % 3}", openings=(f"Island {i}",)) for i, fact in enumerate(load_facts(rows))]
+
+    try:
+        material = draw(DataSpec("mine", "islands", options={"count": 12}), 2)
+    finally:
+        datasets.remove("islands")
+    assert len(material.facts) == len(material.openings) == 2
+    assert material.probes.spe_unrelated
 
 
 @pytest.mark.parametrize("name", ["paper_mcf", "paper_zsre", "paper_mquake", "rwku", "size_sensitivity"])

@@ -9,15 +9,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.entry import Entry
 from zerounlearn.errors import RequestError
 from zerounlearn.model.answers import score
+from zerounlearn.model.tokens import Queries
 
 
-def known(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[str, str]]) -> list[bool]:
-    """Whether the model completes each (prompt, answer): every token of the answer is its arg-max.
+def known(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Queries) -> list[bool]:
+    """Whether the model completes each prompt with its answer: every token of the answer is its arg-max.
 
     Raises:
         RequestError: an answer is empty.
     """
-    for prompt, answer in items:
+    for prompt, answer, *_ in items:
         if not answer.strip():
             raise RequestError(f"the answer {answer!r} to {prompt!r} has no tokens")
     return [verdict.said for verdict in score(model, tokenizer, items)]
@@ -31,6 +32,6 @@ def known_entries(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
         tokenizer: its tokenizer.
         entries: each with a fact at least.
     """
-    asked = [(fact.request.prompt, fact.request.answer) for entry in entries for fact in entry.facts]
+    asked = [fact.request.query for entry in entries for fact in entry.facts]
     verdicts = dict(zip(asked, known(model, tokenizer, asked), strict=True))
-    return [e for e in entries if all(verdicts[fact.request.prompt, fact.request.answer] for fact in e.facts)]
+    return [e for e in entries if all(verdicts[fact.request.query] for fact in e.facts)]

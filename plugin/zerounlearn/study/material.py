@@ -14,10 +14,11 @@ from zerounlearn.data.chat import as_chat
 from zerounlearn.data.entry import Entry, Question, facts_of
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.known import known_entries
+from zerounlearn.data.lengths import check_lengths
 from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
 from zerounlearn.data.text import shown
-from zerounlearn.errors import ConfigError, ZeroUnlearnError
+from zerounlearn.errors import ConfigError, RequestError, ZeroUnlearnError
 from zerounlearn.evaluation.probes import Probes
 from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.model.tokens import Queries
@@ -67,8 +68,15 @@ class Data:
         Args:
             model: the unedited model, left as it was.
             tokenizer: its tokenizer.
+
+        Raises:
+            RequestError: a prompt is longer than the model's context.
         """
         entries = _in_chat(tokenizer, self.entries)
+        try:
+            check_lengths(model.config, tokenizer, facts_of(entries))
+        except RequestError as error:
+            raise RequestError(f"datasets.{self.label}: {error}") from None
         keep = None if self.keep is None else _in_chat(tokenizer, self.keep)
         if self.known:
             middle = len(entries) // 2 if keep is None else 0
