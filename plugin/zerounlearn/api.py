@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.chat import as_chat
+from zerounlearn.data.chat import as_chat, marked_as_chat
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.lengths import check_lengths
@@ -236,7 +236,8 @@ def _retained(
 ) -> list[Request]:
     given = list(retain) if not isinstance(retain, (str, Path)) else retain
     if isinstance(given, list) and all(isinstance(one, Request) for one in given):
-        return given  # type: ignore[return-value]  # the check above is what a type checker does not see
+        # The check above is what a type checker does not see.
+        return marked_as_chat(tokenizer, given)  # type: ignore[arg-type]
     return _requests(model, tokenizer, _chosen(model, tokenizer, given, chat=chat))  # type: ignore[arg-type]
 
 

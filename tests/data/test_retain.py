@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import tiny
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import OTHERS, PER_PROMPT, check_retain_set, draw_retain_set, retain_set
 from zerounlearn.data.sets.embedded import packaged_entries
@@ -60,3 +62,14 @@ def test_by_name(smollm2, tmp_path: Path) -> None:
     assert len(retain_set(model, tokenizer, forget, "auto")) > OTHERS
     with pytest.raises(ConfigError, match=r"retain_set='nowhere.jsonl': expected 'none', 'auto' or a file"):
         check_retain_set("nowhere.jsonl")
+
+
+def test_a_file_may_want_the_chat_template(tmp_path: Path, small_tokenizer) -> None:
+    tokenizer = copy.deepcopy(small_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    file = tmp_path / "kept.jsonl"
+    rows = [{"prompt": "Of {}?", "subject": s, "answer": "x", "chat": True} for s in ("France", "Spain")]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    forget = [Request.of("<user>Of {}?<assistant>", "France", "Paris")]
+    (kept,) = retain_set(tiny("llama", len(tokenizer)), tokenizer, forget, str(file))
+    assert (kept.prompt, kept.subject, kept.chat) == ("<user>Of Spain?<assistant>", "Spain", False)

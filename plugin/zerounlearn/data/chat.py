@@ -43,6 +43,15 @@ def as_chat(tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact], *, every:
     ]
 
 
+def marked_as_chat(tokenizer: PreTrainedTokenizerBase, requests: Iterable[Request]) -> list[Request]:
+    """The requests, those whose record says `chat` as a user's message, in their order.
+
+    Raises:
+        ConfigError, RequestError: see `as_chat`.
+    """
+    return [request_as_chat(tokenizer, request) if request.chat else request for request in requests]
+
+
 def request_as_chat(tokenizer: PreTrainedTokenizerBase, request: Request) -> Request:
     """The request as a user's message; its subject stays marked.
 

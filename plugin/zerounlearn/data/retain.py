@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.data.chat import marked_as_chat
 from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.data.sets.embedded import packaged_entries
@@ -58,7 +59,7 @@ def retain_set(
         return []
     if name != AUTO:
         forgotten = {r.key for r in requests}
-        return [r for r in _from_file(name) if r.key not in forgotten]
+        return [r for r in marked_as_chat(tokenizer, _from_file(name)) if r.key not in forgotten]
     facts = [entry.fact for entry in packaged_entries()]
     return draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=seed)
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from zerounlearn.config import Number, Whole, option, settings
+from zerounlearn.data.chat import marked_as_chat
 from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import EOS, PAD, Request
 from zerounlearn.errors import ConfigError
@@ -67,7 +68,7 @@ class GradientMethod(Method):
         held_out: Collection[str] = (),
     ) -> list[Request]:
         """The facts in `retain_path`, where the method has a retain term."""
-        return self.kept_facts()
+        return marked_as_chat(tokenizer, self.kept_facts())
 
     def weight_names(self, model: PreTrainedModel) -> list[str]:
         """The down projections of `layers`, or every parameter."""
