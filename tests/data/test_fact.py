@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,16 @@ def test_an_error_names_the_line_of_its_file() -> None:
         read_text(".jsonl", "\n\n".join(map(json.dumps, rows)))
     with pytest.raises(RequestError, match=r"facts\.json, record 2: answer=3"):
         read_text(".json", json.dumps(rows))
+
+
+def test_the_documented_record_is_one() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/facts.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (fact,) = read_text(".json", text)
+    assert fact.paraphrases[0] == "France's capital is"
+    assert fact.neighbours == (("The capital of Italy is", "Rome"),)
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {"prompt", "subject", "answer", "paraphrases", "neighbours", "others", "neutral", "joint", "chat"} <= named
 
 
 def test_facts_of_pythons_own_pass_through() -> None:
