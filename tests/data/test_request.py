@@ -151,6 +151,8 @@ def test_easyedits_requests(small_tokenizer) -> None:
         "target_new": "",
     }
     assert from_easyedit([good], small_tokenizer) == [Request.of(good["prompt"], "France", "Paris")]
+    assert from_easyedit([good | {"ground_truth": [["Paris", "Lutetia"]]}], small_tokenizer)[0].answer == "Paris"
+    assert from_easyedit([good | {"joint": "\n"}], small_tokenizer)[0].joint == "\n"
     assert from_easyedit([good | {"target_new": "<eos>"}], small_tokenizer)[0].neutral is None
     assert from_easyedit([good | {"target_new": "<|endoftext|>"}], small_tokenizer)[0].neutral is None
     assert from_easyedit([good | {"target_new": " I don't know."}], small_tokenizer)[0].neutral == " I don't know."

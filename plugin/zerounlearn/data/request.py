@@ -216,7 +216,8 @@ def from_easyedit(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
             if field not in record:
                 raise RequestError(f"{where}: the field {field!r} is missing; EasyEdit's `{field}=` argument sets it")
         answer: Any = record.get("ground_truth")
-        answer = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
+        while isinstance(answer, (list, tuple)) and answer:  # KnowEdit's are lists, some of lists
+            answer = answer[0]
         if answer is None or answer in ("<|endoftext|>", tokenizer.eos_token):
             raise RequestError(
                 f"{where}: ground_truth={answer!r}: name the sensitive answer with EasyEdit's `ground_truth=` argument"
