@@ -151,7 +151,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _load(stored: Path) -> list[Article]:
     try:
-        rows = [json.loads(line) for line in stored.read_text(encoding="utf-8").splitlines()]
+        text = stored.read_text(encoding="utf-8")  # lines end at \n alone: texts may hold U+2028 and its like
+        rows = [json.loads(line) for line in text.split("\n") if line]
         return [Article(title=str(row["title"]), text=str(row["text"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AssetError(f"{stored} cannot be read ({error}): delete it, and it is made anew") from error
