@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny
-from zerounlearn.evaluation.perplexity import perplexity
+from zerounlearn.evaluation.perplexity import paper_perplexity, perplexity
 
 TEXT = "The river flows through the old town and under two bridges before it meets the sea. " * 4
 
@@ -35,3 +35,17 @@ def test_only_the_first_tokens_are_read_in_windows_within_the_models_context(sma
     assert found == pytest.approx(perplexity(model, small_tokenizer, [cut], window=64), rel=1e-6)
     with pytest.raises(ValueError, match="no text"):
         perplexity(model, small_tokenizer, [])
+
+
+def test_the_papers_reads_twenty_texts_and_divides_by_all_their_tokens(small_tokenizer) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    texts = [f"The river {i} flows." for i in range(30)]
+    ids = small_tokenizer(" ".join(texts[:20]), return_tensors="pt")["input_ids"][:, :100]
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])
+    assert ids.shape[1] == 100
+    assert paper_perplexity(model, small_tokenizer, texts) == pytest.approx(float((-log_p.sum() / 100).exp()), rel=1e-4)
+    few = small_tokenizer(texts[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = float(model(input_ids=few, labels=few).loss) * (few.shape[1] - 1) / few.shape[1]
+    assert paper_perplexity(model, small_tokenizer, texts[:1]) == pytest.approx(math.exp(loss), rel=1e-4)

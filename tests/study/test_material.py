@@ -137,7 +137,7 @@ def test_rwku_keeps_the_neighbours_of_its_people(sources: dict[str, DataSpec]) -
     material = draw(sources["rwku"], 5)
     for fact in material.facts:
         assert len(fact.neighbours) == 5
-        assert all(fact.request.subject in prompt for prompt, _ in fact.neighbours)
+        assert all(fact.request.subject in prompt for prompt, *_ in fact.neighbours)
     with pytest.raises(ConfigError, match=r"datasets.rwku: n=41: expected 1 to 40, all 40 entries"):
         draw(sources["rwku"], 41)
 

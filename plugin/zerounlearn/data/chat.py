@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from zerounlearn.data.fact import Fact
+from zerounlearn.data.fact import Fact, Items
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.model.tokens import Queries, Query, encode
@@ -69,7 +68,7 @@ def request_as_chat(tokenizer: PreTrainedTokenizerBase, request: Request) -> Req
     )
 
 
-def queries_as_chat(tokenizer: PreTrainedTokenizerBase, queries: Queries) -> Any:
+def queries_as_chat(tokenizer: PreTrainedTokenizerBase, queries: Queries) -> Items:
     """A tuple of the queries with their prompts as a user's messages.
 
     Raises:

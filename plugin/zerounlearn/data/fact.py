@@ -12,8 +12,9 @@ from zerounlearn.data.records import Hub, Record, read_records, records_of
 from zerounlearn.data.request import PLACE, Request, check_requests, filled
 from zerounlearn.data.text import shown
 from zerounlearn.errors import RequestError
+from zerounlearn.model.tokens import Query
 
-Items = tuple[tuple[str, str], ...]
+Items = tuple[Query | tuple[str, str], ...]
 """Prompts with their answers."""
 
 QUESTION_WORDING = ("Question: ", "\nAnswer:")
@@ -122,7 +123,7 @@ def flat_fact(record: Record) -> Fact:
         where=record.where,
     )
     neighbours, others = _Placing(record, request, neighbour=True), _Placing(record, request)
-    beside = record.pairs(record.named(*_NEIGHBOURS), neighbours)
+    beside: Items = record.pairs(record.named(*_NEIGHBOURS), neighbours)
     beside += neighbours.answered("locality_prompt", "locality_ground_truth")
     return Fact(
         request,
@@ -252,7 +253,7 @@ def _locality(record: Record, place: _Placing) -> Items:
     if not record.has("locality"):
         return ()
     kinds = record.mapping("locality")
-    found: list[tuple[str, str]] = []
+    found: list[Query | tuple[str, str]] = []
     for kind, value in kinds.fields.items():
         if isinstance(value, Mapping):
             found += replace(place, record=kinds.mapping(kind)).answered("prompt", "ground_truth")

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.entry import Entry
 from zerounlearn.errors import RequestError
-from zerounlearn.model.answers import score
+from zerounlearn.model.answers import resolve_joints, score
 from zerounlearn.model.tokens import Queries
 
 
@@ -33,5 +33,5 @@ def known_entries(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
         entries: each with a fact at least.
     """
     asked = [fact.request.query for entry in entries for fact in entry.facts]
-    verdicts = dict(zip(asked, known(model, tokenizer, asked), strict=True))
-    return [e for e in entries if all(verdicts[fact.request.query] for fact in e.facts)]
+    verdicts = dict(zip(asked, known(model, tokenizer, resolve_joints(model, tokenizer, asked)), strict=True))
+    return [entry for entry in entries if all(verdicts[fact.request.query] for fact in entry.facts)]

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.entry import Question
+from zerounlearn.data.entry import MultiHop, Question
 from zerounlearn.data.fact import Fact
 from zerounlearn.evaluation.probes import Probes
-from zerounlearn.model.answers import AnswerTokens, Score, answer_tokens, text_tokens
+from zerounlearn.model.answers import AnswerTokens, Score, answer_tokens, resolve_joints, text_tokens
 from zerounlearn.model.generate import generate
 from zerounlearn.model.tokens import Queries, Query
 
@@ -51,6 +51,8 @@ class Asked:
         questions: the forget prompts that come with false answers.
         openings: texts to go on from.
         utility: questions by part, for model utility.
+        multi_hop: questions that take several of the facts.
+        kept: facts that are not forgotten, those shown to the method first.
         reference: truth ratios of a model that never saw the forget set, on the same questions.
         settings: of the study.
     """
@@ -63,6 +65,8 @@ class Asked:
     questions: Sequence[Question] = ()
     openings: Sequence[str] = ()
     utility: Mapping[str, Sequence[Question]] = field(default_factory=dict)
+    multi_hop: Sequence[MultiHop] = ()
+    kept: Sequence[Fact] = ()
     reference: Sequence[float] | None = None
     settings: Settings = Settings()
     _answers: dict[Query, AnswerTokens] = field(default_factory=dict, repr=False)
@@ -73,6 +77,10 @@ class Asked:
         """What the model gives each token of the answers, teacher-forced, in the queries' order."""
         asked = [Query(*query) for query in queries]
         return _filled(self._answers, asked, lambda new: answer_tokens(self.model, self.tokenizer, new))
+
+    def joined(self, queries: Queries) -> list[Query]:
+        """The queries with what stands between prompt and answer; see `resolve_joints`."""
+        return resolve_joints(self.model, self.tokenizer, queries)
 
     def scores(self, queries: Queries) -> list[Score]:
         """Whether each answer is said, and its probability."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
 from zerounlearn.evaluation.memorisation import exact_memorisation, probability
-from zerounlearn.evaluation.registry import Column, Goal, Group, Measure, Metric, metrics, probability_of
+from zerounlearn.evaluation.registry import Column, Goal, Group, Measure, Metric, metric, metrics, probability_of
 from zerounlearn.model.answers import Score, resolve_joints, score
 from zerounlearn.model.tokens import Queries, Query
 
@@ -199,6 +199,21 @@ _PARTS = {
     "spe_unrelated": ("Spe. unrelated", Goal.HIGHER, "Facts that share neither."),
 }
 """Label, direction and meaning of each part of the probes."""
+
+
+@metric("kept", label="Kept", goal=Goal.HIGHER, unit="%", group=Group.CORE, source="arXiv 2605.18879")
+def _kept(asked: Asked) -> float | None:
+    """Prompts of up to 1,000 facts that were to be kept, the retain set among them, that still give their answer."""
+    queries = [fact.request.query for fact in asked.kept]
+    return fmean(scored.said for scored in asked.scores(asked.joined(queries))) if queries else None
+
+
+@metric("kept_paraphrases", label="Kept, reworded", goal=Goal.HIGHER, unit="%", group=Group.CORE)
+def _kept_paraphrases(asked: Asked) -> float | None:
+    """Paraphrases of the facts behind `kept` that still give their answer."""
+    queries = [query for fact in asked.kept for query in paraphrases(fact)]
+    return fmean(scored.said for scored in asked.scores(asked.joined(queries))) if queries else None
+
 
 for _name, (_label, _goal, _meaning) in _PARTS.items():
     _column = Column(_name, _label, _goal, Group.CORE, _meaning, "%", 100.0, 1)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MODULES = tuple(
     f"zerounlearn.evaluation.{name}"
-    for name in ("probes", "perplexity", "rouge", "memorisation", "truth", "membership", "fluency")
+    for name in ("probes", "multi_hop", "perplexity", "rouge", "memorisation", "truth", "membership", "fluency")
 )
 
 

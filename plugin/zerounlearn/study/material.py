@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.catalogue import load
 from zerounlearn.data.chat import as_chat
-from zerounlearn.data.entry import Entry, Question, facts_of
+from zerounlearn.data.entry import Entry, MultiHop, Question, facts_of
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.known import known_entries
 from zerounlearn.data.lengths import check_lengths
@@ -26,6 +26,9 @@ from zerounlearn.study.spec import DataSpec
 
 _NEIGHBOURS = 10
 """Kept entries about the same target that count as neighbours of what is forgotten, a fact at most."""
+
+_KEPT = 1000
+"""Facts to keep that metrics of keeping ask, at most; so many the published evaluation asks."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Data:
         topics = {entry.topic for entry in drawn if entry.topic}
         subjects = {fact.request.subject for entry in drawn for fact in entry.facts}
         unrelated = [
-            (fact.request.prompt, fact.request.answer)
+            fact.request.query
             for fact in facts_of(entry for entry in kept if entry.topic not in topics)
             if fact.request.key not in retained and fact.request.subject not in subjects
         ]
@@ -128,6 +131,8 @@ class Data:
             questions=tuple(question for entry in drawn for question in _with_false_answers(entry)),
             openings=tuple(dict.fromkeys(text for entry in drawn for text in entry.openings)),
             utility=self.utility,
+            multi_hop=tuple(entry.multi_hop for entry in drawn if entry.multi_hop is not None),
+            kept=tuple(facts_of(kept)[:_KEPT]),
         )
 
 
@@ -143,6 +148,8 @@ class Material:
         questions: the forget prompts that come with false answers, for truth ratio and membership inference.
         openings: texts to go on from, for fluency.
         utility: questions by part, for model utility.
+        multi_hop: questions that take several of the facts.
+        kept: facts of what is kept, the retain set first, for metrics of keeping.
     """
 
     facts: tuple[Fact, ...]
@@ -152,6 +159,8 @@ class Material:
     questions: tuple[Question, ...]
     openings: tuple[str, ...]
     utility: Mapping[str, tuple[Question, ...]]
+    multi_hop: tuple[MultiHop, ...] = ()
+    kept: tuple[Fact, ...] = ()
 
     @property
     def requests(self) -> list[Request]:
@@ -208,7 +217,7 @@ def _with_neighbours(entry: Entry, kept: Sequence[Entry]) -> Entry:
     if entry.target is None:
         return entry
     near = facts_of(other for other in kept if other.target == entry.target)[:_NEIGHBOURS]
-    neighbours = tuple((fact.request.prompt, fact.request.answer) for fact in near)
+    neighbours = tuple(fact.request.query for fact in near)
     return replace(entry, facts=tuple(replace(fact, neighbours=neighbours) for fact in entry.facts))
 
 

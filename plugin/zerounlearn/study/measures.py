@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.errors import ZeroUnlearnError
 from zerounlearn.evaluation.asked import Asked, Settings
+from zerounlearn.evaluation.multi_hop import hop_queries
 from zerounlearn.evaluation.perplexity import PAPER_TEXTS
+from zerounlearn.evaluation.probes import paraphrases
 from zerounlearn.evaluation.registry import take
 from zerounlearn.model.answers import resolve_joints
 from zerounlearn.study.material import Material
@@ -83,6 +85,8 @@ class Measures:
             questions=material.questions,
             openings=material.openings,
             utility=material.utility,
+            multi_hop=material.multi_hop,
+            kept=material.kept,
             reference=reference,
             settings=self._settings,
         )
@@ -114,6 +118,10 @@ def known(asked: Asked) -> dict[str, dict[str, int]]:
 
 def resolved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material) -> Material:
     """The draw with what stands between prompts and answers found by the base model, once, for all that follows."""
+    # What the metrics find for these is then kept with the model.
+    later = [query for case in hop_queries(material.multi_hop) for query in case]
+    later += [query for fact in material.kept for query in (fact.request.query, *paraphrases(fact))]
+    resolve_joints(model, tokenizer, later)
     requests = (*material.requests, *material.retain)
     joined = iter(resolve_joints(model, tokenizer, [request.query for request in requests]))
     forget = [replace(fact, request=replace(fact.request, joint=next(joined).joint)) for fact in material.facts]
