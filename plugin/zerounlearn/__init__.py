@@ -34,10 +34,12 @@ if TYPE_CHECKING:
         StatisticsError,
         ZeroUnlearnError,
     )
+    from zerounlearn.evaluation.registry import metrics
     from zerounlearn.method.base import Edit, load_method, methods
     from zerounlearn.method.gradient.config import DPO, GA, NPO, RMU, GradDiff, IdkPO, SimNPO
     from zerounlearn.method.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
     from zerounlearn.model.families import families
+    from zerounlearn.model.loading import load_model
     from zerounlearn.report.run import Report
     from zerounlearn.study.run import run_study
 
@@ -51,10 +53,12 @@ _HOMES = {
         "AssetError", "ConfigError", "EditError", "FrameworkError", "IllPosedError", "LayoutError", "OutputError",
         "RegistrationError", "RequestError", "StatisticsError", "ZeroUnlearnError",
     ),
+    "evaluation.registry": ("metrics",),
     "method.base": ("Edit", "load_method", "methods"),
     "method.gradient.config": ("DPO", "GA", "NPO", "RMU", "GradDiff", "IdkPO", "SimNPO"),
     "method.zerounlearn.config": ("ZeroUnlearn", "ZeroUnlearnGD"),
     "model.families": ("families",),
+    "model.loading": ("load_model",),
     "report.run": ("Report",),
     "study.run": ("run_study",),
 }  # fmt: skip
@@ -92,7 +96,9 @@ __all__ = [
     "families",
     "load_facts",
     "load_method",
+    "load_model",
     "methods",
+    "metrics",
     "run_study",
     "unlearn",
     "unlearn_and_report",

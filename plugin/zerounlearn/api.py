@@ -14,23 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.chat import as_chat, marked_as_chat
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.lengths import check_lengths
 from zerounlearn.data.request import Request
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.evaluation.perplexity import perplexity
 from zerounlearn.evaluation.probes import Probes, paraphrases, unknown_warning
 from zerounlearn.method.base import Edit, UnlearningMethod, load_method, restored_if_it_fails
 from zerounlearn.model.answers import resolve_joints, score
 from zerounlearn.model.generate import generate
+from zerounlearn.model.loading import check_model
 from zerounlearn.model.tokens import Query
 from zerounlearn.report.run import FactReport, Measured, Phase, Report, Verdict, environment
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger("zerounlearn.progress")
+"""A line a stage, with its seconds."""
 
 Facts = str | Path | Iterable[Mapping[str, Any] | Fact]
 """A file of facts, records, or facts: what `load_facts` takes."""
@@ -103,6 +106,7 @@ def unlearn(
     Raises:
         ZeroUnlearnError: before any weight is changed, or with the weights as they were, bit for bit.
     """
+    check_model(model)
     run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
@@ -159,12 +163,16 @@ def unlearn_and_report(
     text: str | Sequence[str] | None = EMBEDDED,
     text_tokens: int = _HELD_OUT_TOKENS,
     chat: bool = False,
+    require_known: bool = False,
 ) -> tuple[Report, Edit]:
     """Measure, forget, measure again; arguments as for `unlearn` and `evaluate`.
+
+    Where the model says less than half of the facts to begin with, a warning says so, or with `require_known` an error.
 
     Raises:
         ZeroUnlearnError: with the weights as they were, bit for bit; so for any other exception, KeyboardInterrupt too.
     """
+    check_model(model)
     run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     requests = _requests(model, tokenizer, chosen)
@@ -181,9 +189,11 @@ def unlearn_and_report(
         with _timed(seconds):
             before = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
         if message := unknown_warning(before.phase.known):
+            if require_known:
+                raise RequestError(message)
             log.warning("%s", message)
         edit = run.apply(model, tokenizer, requests, retain=kept)
-        with _timed(seconds):
+        with _undone_if_it_fails(edit), _timed(seconds):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
         report = Report(
             facts=[FactReport.of(f, b, a) for f, b, a in zip(chosen, before.facts, after.facts, strict=True)],
@@ -201,13 +211,43 @@ def unlearn_and_report(
     return report, edit
 
 
+def check_prompts(
+    name: str, config: PretrainedConfig, facts: Iterable[Fact], *, trust_remote_code: bool = False
+) -> None:
+    """Refuse a prompt that is longer than a model reads, before its weights are loaded.
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded.
+        RequestError: a prompt with its answer has more tokens than the model has positions.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"model_name={name!r}: its tokenizer cannot be loaded: {reason}") from error
+    check_lengths(config, tokenizer, facts)
+
+
+@contextmanager
+def _undone_if_it_fails(edit: Edit) -> Iterator[None]:
+    """Take back what is more than weights (EasyEdit's GRACE and WISE) if the body raises."""
+    try:
+        yield
+    except BaseException:
+        if edit.undo is not None:
+            edit.undo()
+        raise
+
+
 @contextmanager
 def _timed(seconds: dict[str, float]) -> Iterator[None]:
     start = time.perf_counter()
     try:
         yield
     finally:
-        seconds["evaluation"] += time.perf_counter() - start
+        taken = time.perf_counter() - start
+        seconds["evaluation"] += taken
+        progress.info("evaluation: %.1f s", taken)
 
 
 def _method(method: UnlearningMethod | str | Path) -> UnlearningMethod:

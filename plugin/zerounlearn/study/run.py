@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from zerounlearn.errors import OutputError
-from zerounlearn.model.fingerprint import checkpoint_digest, read_config
+from zerounlearn.model.loading import check_device, checkpoint_digest, skeleton_of
 from zerounlearn.study import cells as records
 from zerounlearn.study.cells import (
     DONE,
@@ -63,9 +61,10 @@ class Plan:
         """
         data = [Data.load(spec) for spec in study.datasets]
         methods = [Row.load(spec, study.model) for spec in study.methods]
-        skeleton_config = read_config(study.model.name)
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(skeleton_config)
+        check_device(study.model.device, "model.device")
+        skeleton = skeleton_of(study.model.name, "model.name")
+        if study.reference_model is not None:
+            skeleton_of(study.reference_model, "reference_model")
         for method in methods:
             method.check(skeleton)
         depends_on = {
@@ -73,7 +72,9 @@ class Plan:
             "dtype": study.model.dtype,
             "device": study.model.device,
             "measures": Measures(study).settings(),
-            "reference": None if study.reference_model is None else checkpoint_digest(study.reference_model),
+            "reference": None
+            if study.reference_model is None
+            else checkpoint_digest(study.reference_model, "reference_model"),
         }
         identity = {method.spec.label: method.identity() for method in methods}
         planned = []

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.evaluation.asked import Asked
@@ -18,6 +18,7 @@ from zerounlearn.evaluation.registry import metrics
 from zerounlearn.evaluation.truth import truth_ratios
 from zerounlearn.model.fingerprint import weights_hash
 from zerounlearn.model.layout import input_device
+from zerounlearn.model.loading import load_model
 from zerounlearn.model.peak import Peak, peak_memory
 from zerounlearn.report.run import environment
 from zerounlearn.study.cells import DONE, FAILED, BaseJob, CellJob, Draw, Job, PrepareJob, Record, failed
@@ -43,6 +44,7 @@ class Bench:
         self._methods: dict[str, Row] = {}
         self._drawn: tuple[Draw, Material] | None = None
         self._loaded: PreTrainedModel | None = None
+        self._tokens: PreTrainedTokenizerBase | None = None
         self._hash = ""
 
     def do(self, job: Job) -> Record:
@@ -126,14 +128,13 @@ class Bench:
 
     def _reference(self, material: Material) -> list[float]:
         """Truth ratios of the model that never saw the forget set; it is in memory for as long as this takes."""
-        model = _load(str(self.study.reference_model), self.study)
-        tokenizer = AutoTokenizer.from_pretrained(self.study.reference_model)
+        model, tokenizer = _load(str(self.study.reference_model), self.study, "reference_model")
         return truth_ratios(Asked(model, tokenizer, material.probes, questions=material.questions))
 
     @property
     def _model(self) -> PreTrainedModel:
         if self._loaded is None:
-            self._loaded = _load(self.study.model.name, self.study)
+            self._loaded, self._tokens = _load(self.study.model.name, self.study, "model.name")
             found = weights_hash(self._loaded)
             if self._hash and found != self._hash:
                 raise IllPosedError(
@@ -144,8 +145,9 @@ class Bench:
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.study.model.name)
-        return tokenizer
+        _ = self._model
+        assert self._tokens is not None
+        return self._tokens
 
     def _method(self, label: str) -> Row:
         if label not in self._methods:
@@ -173,7 +175,5 @@ def _timed(record: Record, stage: str) -> Iterator[None]:
         record["seconds"][stage] = time.perf_counter() - start
 
 
-def _load(name: str, study: Study) -> PreTrainedModel:
-    dtype: torch.dtype = getattr(torch, study.model.dtype)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    return model.to(resolved_device(study.model.device)).eval()  # type: ignore[arg-type]
+def _load(name: str, study: Study, field: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model(name, dtype=study.model.dtype, device=study.model.device, field=field)

@@ -77,7 +77,8 @@ def test_the_published_files_fields_and_values_are_ours(tmp_path: Path) -> None:
         "regularization_lam": 1, "mom2_adjustment": True, "mom2_update_weight": 15000,
         "rewrite_module_tmp": "model.layers.{}.mlp.down_proj", "layer_module_tmp": "model.layers.{}",
         "mlp_module_tmp": "model.layers.{}.mlp", "attn_module_tmp": "model.layers.{}.self_attn",
-        "ln_f_module": "model.norm", "lm_head_module": "lm_head", "mom2_dtype": "float32", "nullspace_threshold": 2e-2, "L2": 10,
+        "ln_f_module": "model.norm", "lm_head_module": "lm_head", "mom2_dtype": "float32",
+        "nullspace_threshold": 2e-2, "L2": 10,
     }  # fmt: skip
     ours, family = ZeroUnlearn.from_mapping(GOOD), families["llama"]
     dropped = ZeroUnlearn.WITHOUT_EFFECT

@@ -43,6 +43,7 @@ from zerounlearn.model.tokens import check_ids, continuation, encode
 from zerounlearn.statistics.collect import second_moments
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger("zerounlearn.progress")
 
 # Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
 _RANK_TOLERANCE = 1e-6
@@ -365,4 +366,7 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            taken = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
+            if taken >= 1:
+                progress.info("%s: %.1f s", stage, taken)

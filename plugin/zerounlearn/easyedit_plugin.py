@@ -1,4 +1,8 @@
-"""EasyEdit's own methods as entries of the registry of methods; nothing of EasyEdit is imported before one is used."""
+"""EasyEdit's own methods as entries of the registry of methods, by the way that anybody's plugin takes.
+
+It stands beside the package `easyedit`, whose import needs EasyEdit: here nothing of it is imported before one of its
+methods is used.
+"""
 
 from __future__ import annotations
 
