@@ -8,10 +8,12 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -53,6 +55,8 @@ def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype
         "mistral": lambda: MistralConfig(**shape, sliding_window=6),
         "gemma": lambda: GemmaConfig(**shape),
         "gemma2": lambda: Gemma2Config(**shape),
+        "gemma3_text": lambda: Gemma3TextConfig(**shape),
+        "olmo2": lambda: Olmo2Config(**{k: v for k, v in shape.items() if k != "head_dim"}),
         "gpt2": lambda: GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=4, n_head=4, n_positions=64),
     }[kind]()
     with torch.random.fork_rng():

@@ -86,7 +86,10 @@ def compute_z(model, tokenizer, prompt, subject, target, prefixes, layer, hparam
             log_p = (norm(represented[0][:-1]) @ head.T).log_softmax(2)
             picked = log_p.gather(2, wanted.clamp(min=0)[:, :, None])[:, :, 0]
             nll = (-(picked * (wanted != -100)).sum(1) / len(target)).mean()
-            kl = (reference.exp() * (reference - at_subject)).sum()
+            if hparams.kl_of == "after":
+                kl = (at_subject.exp() * (at_subject - reference)).sum()
+            else:
+                kl = (reference.exp() * (reference - at_subject)).sum()
             loss = nll + hparams.kl_factor * kl + hparams.v_weight_decay * delta.norm() / origin[0].norm() ** 2
             if loss < 0.05 or step == hparams.v_num_grad_steps - 1:
                 break

@@ -26,6 +26,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, EditError
 from zerounlearn.files import whole_file
 from zerounlearn.model.families import Templates, templates_of
+from zerounlearn.model.hooks import uninterrupted
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.offload import slot_of
 from zerounlearn.registry import Registry
@@ -424,12 +425,28 @@ def weight_digest(weight: Tensor) -> str:
 
 @contextmanager
 def restored_if_it_fails(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
-    """Put the parameters back bit for bit if the body raises, KeyboardInterrupt included, wherever they are kept."""
+    """Put the parameters back bit for bit if the body raises, KeyboardInterrupt included, wherever they are kept.
+
+    So are what is remembered of earlier edits, training modes, gradient flags and torch's gradient mode: an interrupt
+    in the middle of putting them back elsewhere may have left them. A further Ctrl-C waits until that is done.
+    """
     saved = {name: _value(model, name).clone() for name in names}
+    modes = [(module, module.training) for module in model.modules()]
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    gradients = torch.is_grad_enabled()
+    lineage = Lineage.of(model)
+    remembered = {name: dict(value) for name, value in vars(lineage).items() if isinstance(value, dict)}
     try:
         yield
     except BaseException:
-        _write(model, saved)
+        with uninterrupted():
+            _write(model, saved)
+            vars(lineage).update(remembered)
+            for module, mode in modes:
+                module.training = mode
+            for name, flag in flags.items():
+                model.get_parameter(name).requires_grad_(flag)
+            torch.set_grad_enabled(gradients)
         raise
 
 
@@ -449,6 +466,11 @@ def _value(model: PreTrainedModel, name: str) -> Tensor:
 
 def _write(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
     """Store weights, and forget what was remembered of edits that are no longer there."""
+    with uninterrupted():
+        _store(model, values)
+
+
+def _store(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         parameter = model.get_parameter(name)
         slot = slot_of(model, name) if parameter.is_meta else None

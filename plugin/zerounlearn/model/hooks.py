@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -52,13 +54,33 @@ def first_tensor(output: Any) -> Tensor:
 
 
 @contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C waiting until the body is through, in the main thread; for putting things back as a whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[tuple[int, Any]] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # ignored, or not Python's
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])
+
+
+@contextmanager
 def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
     """Put the parameters back bit for bit if the body raises, KeyboardInterrupt included."""
     saved = [parameter.detach().clone() for parameter in parameters]
     try:
         yield saved
     except BaseException:
-        with torch.no_grad():
+        with uninterrupted(), torch.no_grad():
             for parameter, value in zip(parameters, saved, strict=True):
                 parameter.copy_(value)
         raise
@@ -69,14 +91,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no parameter gradients inside; both as before outside."""
     modes = [(module, module.training) for module in model.modules()]
     flags = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
-    model.eval()
     try:
+        model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         yield
     finally:
-        # by name: loading an offloaded weight makes a new parameter each time
-        for name, flag in flags.items():
-            model.get_parameter(name).requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
+        with uninterrupted():
+            # by name: loading an offloaded weight makes a new parameter each time
+            for name, flag in flags.items():
+                model.get_parameter(name).requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode

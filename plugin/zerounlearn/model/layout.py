@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.errors import LayoutError
+from zerounlearn.model.hooks import uninterrupted
 from zerounlearn.model.offload import Slot, computes_on, slot_of
 
 
@@ -135,8 +136,9 @@ class Layout:
         try:
             yield {self.weight_names[layer]: value for layer, value in saved.items()}
         except BaseException:
-            for layer, value in saved.items():
-                self._put(layer, value)
+            with uninterrupted():
+                for layer, value in saved.items():
+                    self._put(layer, value)
             raise
 
     def logits(self, hidden: Tensor) -> Tensor:

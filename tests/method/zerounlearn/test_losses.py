@@ -17,7 +17,8 @@ READS, TARGETS, VOCABULARY = 11, 7, 40
 
 @pytest.mark.parametrize("positions", [1, 3, 100])
 @pytest.mark.parametrize("weight", [0.0, 3.0])
-def test_slopes_are_autograds(positions: int, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kl_of", ["after", "before"])
+def test_slopes_are_autograds(positions: int, weight: float, kl_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "good_positions", lambda device, vocabulary: positions)
     layout = find_layout(tiny("llama", VOCABULARY), hparams_for([1]))
     layout.model.requires_grad_(False)
@@ -28,13 +29,16 @@ def test_slopes_are_autograds(positions: int, weight: float, monkeypatch: pytest
     reference = torch.randn(READS - TARGETS, VOCABULARY, generator=g, dtype=torch.float64).log_softmax(-1)
     upstream = torch.randn(READS, generator=g, dtype=torch.float64)
 
-    found = read_losses(layout, hidden, token, unlikely, reference)
+    found = read_losses(layout, hidden, token, unlikely, reference, kl_of=kl_of)
     slope = torch.autograd.grad(found @ upstream, hidden)[0]
 
     log_p = layout.logits(hidden).log_softmax(-1)
     own = log_p[:TARGETS].gather(1, token[:, None])[:, 0]
     targets = torch.where(unlikely > 0, -unlikely * torch.log1p(-own.exp()), -own)
-    kept = F.kl_div(log_p[TARGETS:], reference, reduction="none", log_target=True).sum(-1)
+    after, before = log_p[TARGETS:], reference
+    kept = F.kl_div(*((before, after) if kl_of == "after" else (after, before)), reduction="none", log_target=True).sum(
+        -1
+    )
     expected = torch.cat([targets, kept])
     assert_close(found, expected, rtol=1e-10, atol=1e-10)
     # the final norm works in float32

@@ -10,7 +10,7 @@ from zerounlearn.data.chat import marked_as_chat
 from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import EOS, PAD, Request
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.base import Edit, Method, methods
+from zerounlearn.method.base import Edit, Method, methods, restored_if_it_fails
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,10 +87,11 @@ class GradientMethod(Method):
         from zerounlearn.method.gradient.descend import unlearn_by_gradient
 
         kept = self.kept_facts() if retain is None else retain
-        outcome = unlearn_by_gradient(model, tokenizer, requests, self, retain=kept)
-        edit = Edit(self.alg_name, self.to_dict(), seconds=outcome.seconds, losses=outcome.losses)
-        edit.record(model, outcome.originals)
-        return edit
+        with restored_if_it_fails(model, self.weight_names(model)):
+            outcome = unlearn_by_gradient(model, tokenizer, requests, self, retain=kept)
+            edit = Edit(self.alg_name, self.to_dict(), seconds=outcome.seconds, losses=outcome.losses)
+            edit.record(model, outcome.originals)
+            return edit
 
 
 @settings

@@ -17,7 +17,7 @@ from zerounlearn.data.corpora import check_corpus, open_corpus
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import check_retain_set, retain_set
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.base import Edit, Method, methods
+from zerounlearn.method.base import Edit, Method, methods, restored_if_it_fails
 from zerounlearn.model.fingerprint import fingerprints
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.tokens import FactToken
@@ -53,6 +53,9 @@ class VectorConfig(Settings):
     v_weight_decay: Number = option(0.5, "Weight of ‖δ‖ / ‖v0‖².", ge=0)
     clamp_norm_factor: Number = option(0.75, "‖δ‖ is kept below this share of ‖v0‖.", gt=0)
     kl_factor: Number = option(0.0625, "Weight of the KL term on '{subject} is a'.", ge=0)
+    kl_of: Literal["after", "before"] = option(
+        "after", "Whose distribution the KL term averages over: KL(after ‖ before), published, or the reverse."
+    )
     n_contexts: Whole = option(5, "Generated prefixes beside the bare prompt, one per opening word.", ge=0)
     context_length: Whole = option(10, "Tokens per generated prefix.", ge=1)
     z_batch_size: Whole | None = option(None, "Vectors optimised at a time; by default, what memory allows.", ge=1)
@@ -224,14 +227,15 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         corpus = open_corpus(self.mom2_dataset) if self.mom2_adjustment else None
         if retain is None:
             retain = retain_set(model, tokenizer, list(requests), self.retain_set, held_out=held_out, seed=self.seed)
-        outcome = unlearn(model, tokenizer, requests, self, corpus, retain=retain)
-        edit = Edit(
-            self.alg_name, self.to_dict(), layers=outcome.layers, seconds=outcome.seconds,
-            statistics=outcome.statistics, losses={"z": [*outcome.z_loss], "sensitive": [*outcome.sensitive_loss]},
-            prefixes=outcome.vectors.prefixes if outcome.vectors else [], vectors=outcome.vectors,
-        )  # fmt: skip
-        edit.record(model, outcome.originals)
-        return edit
+        with restored_if_it_fails(model, self.weight_names(model)):
+            outcome = unlearn(model, tokenizer, requests, self, corpus, retain=retain)
+            edit = Edit(
+                self.alg_name, self.to_dict(), layers=outcome.layers, seconds=outcome.seconds,
+                statistics=outcome.statistics, losses={"z": [*outcome.z_loss], "sensitive": [*outcome.sensitive_loss]},
+                prefixes=outcome.vectors.prefixes if outcome.vectors else [], vectors=outcome.vectors,
+            )  # fmt: skip
+            edit.record(model, outcome.originals)
+            return edit
 
 
 @methods.register("ZeroUnlearn", source="arXiv 2605.18879")
@@ -255,6 +259,7 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
             "orthogonality": "none",
             "context_keys": "each",
             "z_objective": "suppress",
+            "kl_of": "before",
             "strength": 0.85,
             "retain_set": "auto",
             "retain_KKT_lam": 750.0,

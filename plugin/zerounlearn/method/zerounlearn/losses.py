@@ -6,7 +6,7 @@ become probabilities and then the slope in place, and none are kept for going ba
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,20 +16,28 @@ from zerounlearn.model.memory import good_positions
 
 
 def read_losses(
-    layout: Layout, hidden: Tensor, token: Tensor, unlikely: Tensor, reference: Tensor | None = None
+    layout: Layout,
+    hidden: Tensor,
+    token: Tensor,
+    unlikely: Tensor,
+    reference: Tensor | None = None,
+    *,
+    kl_of: Literal["after", "before"] = "after",
 ) -> Tensor:
     """Each read's loss (t,), in float32 or float64: of the first k −log p(token), or −u log(1 − p(token)) where u > 0.
 
-    The second is the unlikelihood of Welleck et al. 2020 (arXiv 1908.04319). Of the others it is KL(reference ‖ p).
+    The second is the unlikelihood of Welleck et al. 2020 (arXiv 1908.04319). Of the others it is
+    KL(p ‖ reference), as in ROME and the published code, or with `kl_of` "before" KL(reference ‖ p).
 
     Args:
         layout: the model whose final norm and head make logits.
         hidden: the last block's hidden states (t, d); gradients flow to them alone.
         token: ids (k,).
         unlikely: u (k,), 0 for the plain loss.
-        reference: log-probabilities (t − k, v); None where t = k.
+        reference: log-probabilities (t − k, v) of the model before; None where t = k.
+        kl_of: whose distribution the KL averages over.
     """
-    return _Losses.apply(layout.norm(hidden), layout, token, unlikely, reference)
+    return _Losses.apply(layout.norm(hidden), layout, token, unlikely, reference, kl_of == "after")
 
 
 @torch.no_grad()
@@ -41,8 +49,9 @@ def log_probabilities(layout: Layout, hidden: Tensor) -> Tensor:
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, layout: Layout, token: Tensor, unlikely: Tensor, reference: Tensor | None
-    ) -> Tensor:
+        ctx: Any, states: Tensor, layout: Layout, token: Tensor, unlikely: Tensor, reference: Tensor | None,
+        of_after: bool,
+    ) -> Tensor:  # fmt: skip
         wanted = states.requires_grad
         most = good_positions(states.device, layout.model.config.get_text_config().vocab_size)
         losses, slopes = [], []
@@ -60,11 +69,11 @@ class _Losses(torch.autograd.Function):
             loss, scale = _target_losses(log_p[:k], at, u)
             losses.append(loss)
             expected = reference[kept].to(log_p) if reference is not None else log_p[:0]
-            probability = expected.exp()
-            losses.append((probability * (expected - log_p[k:])).sum(-1))
+            divergence, kept_slope = _divergence(log_p[k:], expected, of_after=of_after)
+            losses.append(divergence)
             if wanted:
                 slope = log_p.exp_()
-                slope[k:] -= probability
+                slope[k:] = kept_slope
                 slope[:k] *= scale[:, None]
                 slope[:k].scatter_add_(1, at[:, None], -scale[:, None])
                 slopes.append(torch.autograd.grad(logits, x, slope.to(logits.dtype))[0])
@@ -73,7 +82,20 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (ctx.slopes * gradients[0][:, None].to(ctx.slopes.dtype), None, None, None, None)
+        return (ctx.slopes * gradients[0][:, None].to(ctx.slopes.dtype), None, None, None, None, None)
+
+
+def _divergence(log_p: Tensor, expected: Tensor, *, of_after: bool) -> tuple[Tensor, Tensor]:
+    """KL (t,) between log-probabilities after and before, both (t, v), and its slope (t, v) in the logits after.
+
+    KL(p ‖ q) = Σ p (log p − log q) has the slope p (log p − log q − KL); KL(q ‖ p) has p − q.
+    """
+    if not of_after:
+        probability = expected.exp()
+        return (probability * (expected - log_p)).sum(-1), log_p.exp() - probability
+    probability, gap = log_p.exp(), log_p - expected
+    divergence = (probability * gap).sum(-1)
+    return divergence, probability * (gap - divergence[:, None])
 
 
 def _target_losses(log_p: Tensor, token: Tensor, unlikely: Tensor) -> tuple[Tensor, Tensor]:

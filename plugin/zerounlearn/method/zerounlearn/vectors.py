@@ -92,7 +92,7 @@ def optimise(
              disable=None if progress else True) as bar,
     ):  # fmt: skip
         if additive := sorted({p.layer for p in problems if p.at == "projection"}):
-            _check_additive(layout, tokenizer, problems[0].request.prompt, additive)
+            check_additive(layout, tokenizer, problems[0].request.prompt, additive)
         parts = [_optimise_chunk(layout, tokenizer, chunk, prefixes, hparams, bar) for chunk in chunks]
     return Solution(*(torch.cat([getattr(p, f) for p in parts]) for f in ("vectors", "initial", "final", "steps")))
 
@@ -179,7 +179,7 @@ def _optimise_chunk(
                         reference[kept.to(reference.device)] = expected
                     assert reference is not None
                     at_subject = reference[kept.to(reference.device)]
-                each = read_losses(layout, hidden, one.token, one.unlikely, at_subject).to(work)
+                each = read_losses(layout, hidden, one.token, one.unlikely, at_subject, kl_of=hparams.kl_of).to(work)
                 targets = torch.zeros_like(nll).index_add(0, here, each[: one.targets] / one.divisor)
                 divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each[one.targets :])
                 nll += targets.detach()
@@ -243,7 +243,7 @@ def _replay_agrees(batch: Sequence[Pass], tape: Tape) -> bool:
 
 
 @torch.no_grad()
-def _check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str, layers: Sequence[int]) -> None:
+def check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str, layers: Sequence[int]) -> None:
     """Refuse a block whose output does not move by exactly what is added to its down projection."""
     ids = torch.tensor([list(tokenizer(prompt)["input_ids"])], device=layout.device)
     tape = record(layout, ids, torch.ones_like(ids), replayed=layers, inputs=layers)
