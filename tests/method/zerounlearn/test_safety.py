@@ -87,7 +87,9 @@ def test_an_edit_that_runs_away_is_stopped_and_undone(small_tokenizer: Any, monk
 
     monkeypatch.setattr(module, "_edit_layer", reversed_step)
     with pytest.raises(IllPosedError, match="moves away from its target"):
-        zu.unlearn(model, small_tokenizer, [Fact(FACTS[0])], run("specific", regularization_lam=1e-3))
+        zu.unlearn(
+            model, small_tokenizer, [Fact(FACTS[0])], run("specific", z_objective="neutral", regularization_lam=1e-3)
+        )
     assert_as_before(model, before)
 
 
@@ -123,13 +125,17 @@ def test_a_failure_at_any_line_leaves_the_model_as_it_was(error: type[BaseExcept
     for parameter in list(model.parameters())[::2]:
         parameter.requires_grad_(False)
     before = state(model)
-    hp = run("specific", layers=[1])
+    hp = run("specific", z_objective="neutral", layers=[1])
 
     def go() -> None:
         zu.unlearn_and_report(model, small_tokenizer, [Fact(FACTS[0])], hp, text=None)
 
     count = _Fault(None, error)
     traced(count, go)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not torch.equal(model.get_parameter(name), before["weights"][name]), (
+        "a run that changes nothing shows nothing"
+    )
     with torch.no_grad():
         for name, value in before["weights"].items():
             model.get_parameter(name).copy_(value)
