@@ -20,8 +20,20 @@ from transformers import (
 
 ROOT = Path(__file__).resolve().parents[1]
 
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other, and for other processes
+
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("ci")
+
+
+REAL = ("smollm2", "smollm2_tokenizer", "smollm2_path", "framework_editor")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes the real model is of the tier `real_model`; the others are unit tests."""
+    for item in items:
+        if set(REAL) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real_model)
 
 
 @pytest.fixture(scope="session")
