@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     )
     from zerounlearn.evaluation.registry import metrics
     from zerounlearn.method.base import Edit, load_method, methods
-    from zerounlearn.method.gradient.config import DPO, GA, NPO, RMU, GradDiff, IdkPO, SimNPO
+    from zerounlearn.method.gradient.dpo import DPO, IdkPO
+    from zerounlearn.method.gradient.ga import GA
+    from zerounlearn.method.gradient.graddiff import GradDiff
+    from zerounlearn.method.gradient.npo import NPO
+    from zerounlearn.method.gradient.rmu import RMU
+    from zerounlearn.method.gradient.simnpo import SimNPO
     from zerounlearn.method.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
     from zerounlearn.model.families import families
     from zerounlearn.model.loading import load_model
@@ -55,7 +60,12 @@ _HOMES = {
     ),
     "evaluation.registry": ("metrics",),
     "method.base": ("Edit", "load_method", "methods"),
-    "method.gradient.config": ("DPO", "GA", "NPO", "RMU", "GradDiff", "IdkPO", "SimNPO"),
+    "method.gradient.dpo": ("DPO", "IdkPO"),
+    "method.gradient.ga": ("GA",),
+    "method.gradient.graddiff": ("GradDiff",),
+    "method.gradient.npo": ("NPO",),
+    "method.gradient.rmu": ("RMU",),
+    "method.gradient.simnpo": ("SimNPO",),
     "method.zerounlearn.config": ("ZeroUnlearn", "ZeroUnlearnGD"),
     "model.families": ("families",),
     "model.loading": ("load_model",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -48,7 +49,8 @@ class Registry(Mapping[str, T]):
 
         Args:
             kind: what an entry is, for messages: "method".
-            modules: our own modules whose import registers entries; imported before the first look.
+            modules: our own modules whose import registers entries, "package.*" for all of a package; imported
+                before the first look.
         """
         self.kind = kind
         self._modules = modules
@@ -132,8 +134,11 @@ class Registry(Mapping[str, T]):
         if self._filled:
             return
         self._filled = True  # first: the modules below register here while they are imported
-        for module in self._modules:
-            importlib.import_module(module)
+        for name in self._modules:
+            package = importlib.import_module(name.removesuffix(".*"))
+            if name.endswith(".*"):
+                for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                    importlib.import_module(found.name)
         load_plugins()
 
 

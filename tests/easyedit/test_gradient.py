@@ -14,7 +14,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.easyedit.adapter import apply_to_model
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.gradient.config import GradientMethod
+from zerounlearn.method.gradient.base import GradientMethod
 
 METHODS = {n: m.hparams for n, m in zerounlearn.easyedit.METHODS.items() if issubclass(m.hparams, GradientMethod)}
 RECORD = {"prompt": "The capital of France is", "subject": "France", "ground_truth": "Paris", "target_new": ""}

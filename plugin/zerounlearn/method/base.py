@@ -383,7 +383,7 @@ class Method(Templates, UnlearningMethod):
 
 
 methods: Registry[type[UnlearningMethod]] = Registry(
-    "method", "zerounlearn.method.zerounlearn.config", "zerounlearn.method.gradient.config"
+    "method", "zerounlearn.method.zerounlearn.config", "zerounlearn.method.gradient.*"
 )
 
 

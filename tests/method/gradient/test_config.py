@@ -9,7 +9,8 @@ import pytest
 
 from zerounlearn.errors import ConfigError
 from zerounlearn.method.base import load_method, methods
-from zerounlearn.method.gradient.config import RMU, GradientMethod
+from zerounlearn.method.gradient.base import GradientMethod
+from zerounlearn.method.gradient.rmu import RMU
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = {n: kind for n, kind in methods.items() if issubclass(kind, GradientMethod)}

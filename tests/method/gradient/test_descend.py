@@ -12,8 +12,8 @@ from tests.helpers import FACTS, GPT2, tiny
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
 from zerounlearn.method.base import methods
-from zerounlearn.method.gradient import terms
-from zerounlearn.method.gradient.config import GradientMethod
+from zerounlearn.method.gradient import base as terms
+from zerounlearn.method.gradient.base import GradientMethod
 from zerounlearn.method.gradient.descend import unlearn_by_gradient
 from zerounlearn.method.gradient.sequences import Reader, Sample, text_samples
 from zerounlearn.model.tokens import continuation
@@ -106,8 +106,8 @@ def test_the_answers_become_less_likely_and_only_the_chosen_weights_change(small
     assert known.exp().min() > 0.5, "the model must know what it is to forget"
     outcome = go(model, small_tokenizer, name)
     names = {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
-    assert changed(model, before) == names == set(outcome.originals)
-    assert all(torch.equal(outcome.originals[name], before[name]) for name in names)
+    assert changed(model, before) == names == set(outcome.before)
+    assert all(torch.equal(outcome.before[name], before[name]) for name in names)
     assert (answers(model, small_tokenizer, FACTS) < known - 0.5).all()
     assert set(outcome.losses) == ({"forget"} if name == "GA" else {"forget", "retain"})
     assert all(len(values) == 12 for values in outcome.losses.values())
@@ -212,7 +212,7 @@ def test_rmu_moves_the_hidden_states_towards_its_direction(small_tokenizer, mode
 def test_every_parameter(small_tokenizer, model) -> None:
     before = weights(model)
     outcome = go(model, small_tokenizer, "NPO", layers="all", lr=1e-3)
-    assert set(outcome.originals) == set(before) == changed(model, before)
+    assert set(outcome.before) == set(before) == changed(model, before)
 
 
 def test_kl_is_from_the_model_as_it_was_though_its_head_is_trained(small_tokenizer, model) -> None:

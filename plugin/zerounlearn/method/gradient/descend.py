@@ -5,36 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request, check_requests
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
-from zerounlearn.method.gradient.config import GradientMethod, RetainingMethod
+from zerounlearn.method.base import Edit
+from zerounlearn.method.gradient.base import ForgetSet, GradientMethod, RetainingMethod, Term, answer_samples
 from zerounlearn.method.gradient.sequences import Reader, text_samples
-from zerounlearn.method.gradient.terms import Term, answer_samples, forget_term, retain_term
 from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.model.hooks import frozen, restored
 from zerounlearn.model.layout import Layout
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Outcome:
-    """What a run changed and how it went.
-
-    `originals` holds the trained weights as they were, by parameter name; `losses` the terms `forget` and `retain`
-    (unweighted) of every step, each before its update; `seconds` the time by stage.
-    """
-
-    originals: dict[str, Tensor]
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def unlearn_by_gradient(
@@ -45,7 +31,7 @@ def unlearn_by_gradient(
     *,
     retain: Sequence[Request] = (),
     texts: Sequence[str] = (),
-) -> Outcome:
+) -> Edit:
     """Forget `requests`, in place. If anything fails, the weights are as they were, bit for bit.
 
     The model runs in evaluation mode: dropout would make the run depend on a global random state.
@@ -67,32 +53,34 @@ def unlearn_by_gradient(
     weight = _check_retain(hparams, requests, retain, texts)
     layout = find_layout(model, hparams)
     chosen = _chosen(layout, hparams)
-    outcome = Outcome({}, {"forget": []})
+    edit = Edit(hparams.alg_name, hparams.to_dict(), losses={"forget": []})
     with restored(list(chosen.values())) as originals, frozen(model), torch.enable_grad():
         for parameter in chosen.values():
             parameter.requires_grad_(True)
-        outcome.originals = dict(zip(chosen, originals, strict=True))
         start = time.perf_counter()
         reader = Reader(model, tokenizer)
-        terms = {"forget": (1.0, forget_term(reader, layout, tokenizer, requests, hparams))}
+        answers = answer_samples(tokenizer, requests)
+        forget = ForgetSet(reader, layout, tokenizer, requests, answers, hparams.minibatch_size)
+        terms = {"forget": (1.0, hparams.forget_term(forget))}
         if isinstance(hparams, RetainingMethod) and weight:
             kept = answer_samples(tokenizer, retain) + text_samples(tokenizer, texts, hparams.text_max_length)
             if not kept:
                 raise ConfigError(f"{hparams.alg_name}: none of the {len(texts)} retain texts has two tokens")
-            terms["retain"] = (weight, retain_term(reader, layout, kept, hparams))
-            outcome.losses["retain"] = []
-        outcome.seconds["reference"] = time.perf_counter() - start
+            terms["retain"] = (weight, hparams.retain_term(reader, layout, kept))
+            edit.losses["retain"] = []
+        edit.seconds["reference"] = time.perf_counter() - start
         start = time.perf_counter()
-        _descend(terms, chosen, hparams, outcome)
-        outcome.seconds["descent"] = time.perf_counter() - start
-    return outcome
+        _descend(terms, chosen, hparams, edit)
+        edit.seconds["descent"] = time.perf_counter() - start
+        edit.record(model, dict(zip(chosen, originals, strict=True)))
+    return edit
 
 
 def _descend(
     terms: dict[str, tuple[float, Term]],
     chosen: dict[str, nn.Parameter],
     hparams: GradientMethod,
-    outcome: Outcome,
+    edit: Edit,
 ) -> None:
     parameters = list(chosen.values())
     # AdamW's small steps vanish in half precision: it works on float32 copies there, on the weights' own memory
@@ -107,8 +95,8 @@ def _descend(
     for step in tqdm(range(hparams.steps), desc=hparams.alg_name, unit="step", disable=None):
         losses = {name: term.of(next(batches[name])) for name, (_, term) in terms.items()}
         for name, loss in losses.items():
-            outcome.losses[name].append(float(loss.detach()))
-            _check_finite(f"{name} loss", outcome.losses[name][-1], step, hparams)
+            edit.losses[name].append(float(loss.detach()))
+            _check_finite(f"{name} loss", edit.losses[name][-1], step, hparams)
         total = torch.stack([terms[name][0] * loss for name, loss in losses.items()]).sum()
         for master, gradient in zip(masters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
             master.grad = None if gradient is None else gradient.to(master.dtype)
@@ -125,7 +113,7 @@ def _descend(
                 f"{hparams.alg_name}: {name} does not fit {parameter.dtype} after {hparams.steps} steps: lower "
                 f"lr={hparams.lr:g}, or load the model in bfloat16 or float32"
             )
-    last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in outcome.losses.items())
+    last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in edit.losses.items())
     log.info("%s: losses of the last of %d steps: %s", hparams.alg_name, hparams.steps, last)
 
 
