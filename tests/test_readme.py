@@ -35,13 +35,14 @@ def test_there_is_a_snippet_for_each_way_in() -> None:
     assert [kind for kind, _ in SNIPPETS] == ["python", "python", "bash"]
 
 
-@pytest.mark.parametrize(("kind", "text"), SNIPPETS, ids=["editor", "unlearn", "command line"])
+@pytest.mark.parametrize(("kind", "text"), SNIPPETS, ids=["library", "EasyEdit", "command line"])
 def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> None:
     for name, target in [
         ("hparams", ROOT / "hparams"),
         ("models", smollm2_path.parent),
         ("data", ROOT / "data"),
         ("studies", ROOT / "studies"),
+        ("examples", ROOT / "examples"),
     ]:
         target.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(target)
@@ -52,8 +53,15 @@ def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr[-3000:]
     if kind == "bash":
-        assert (tmp_path / "outputs/france/model.safetensors").exists()
-        assert (tmp_path / "outputs/france/report.md").exists()
+        assert (tmp_path / "outputs/forgotten/model.safetensors").exists()
+        assert (tmp_path / "outputs/forgotten-report/report.md").exists()
+    if "against(before)" in text:
+        (shown,) = re.findall(r"^```\n(Eff .*)\n```$", README, re.MULTILINE)
+        assert shown in done.stdout
+
+
+def test_the_first_page_is_short() -> None:
+    assert len(README.splitlines()) <= 130
 
 
 def test_the_makefile_has_the_two_commands() -> None:
