@@ -25,7 +25,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.data.sets.embedded import packaged_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
-from zerounlearn.method.zerounlearn.config import load_method
+from zerounlearn.method.base import load_method
 from zerounlearn.method.zerounlearn.method import Vectors, unlearn
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.report.run import environment
