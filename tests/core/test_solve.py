@@ -208,7 +208,7 @@ def test_moments_do_not_depend_on_batching(seed: int, sizes: list[int]) -> None:
     whole = SecondMoment.zeros(6).add(X, precision=torch.float64)
     parts = SecondMoment.zeros(6)
     for rows in X.split(sizes):
-        parts = parts + SecondMoment.zeros(6).add(rows, precision=torch.float64)
+        parts += SecondMoment.zeros(6).add(rows, precision=torch.float64)
     assert parts.count == whole.count == sum(sizes)
     assert_close(parts.mean(), X.mT @ X / len(X))
     assert_close(whole.mean(), X.mT @ X / len(X))

@@ -174,7 +174,7 @@ def test_replay_is_that_of_the_plain_model(kind: str, place: str, tmp_path: Path
 
 @pytest.mark.parametrize("place", PLACES)
 def test_vectors_are_those_of_the_plain_model(place: str, small_tokenizer, tmp_path: Path) -> None:
-    from tests.method.zerounlearn.test_optimise import problems_for
+    from tests.method.zerounlearn.test_vectors import problems_for
 
     problems = problems_for(small_tokenizer, [1, 2])
     found = [

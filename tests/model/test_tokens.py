@@ -73,8 +73,10 @@ def test_of_repeated_mentions_the_last_whole_word_counts(small_tokenizer) -> Non
     assert small_tokenizer.decode(ids[: position + 1]).endswith("loves Paris")
     inside = Request.of("The Parisians love", "Paris", "wine")  # no mention as a word: any will do
     assert inside.subject_span == (4, 9)
-    template = Request.of("{} and Paris are", "Paris", "towns")  # a template says which
-    assert template.subject_span == (0, 5)
+    assert Request.of("{} and Berlin are", "Paris", "towns").subject_span == (0, 5)
+    literal = Request.of("{} and Paris are", "Paris", "towns")  # the prompt names its subject, so {} is text
+    assert literal.prompt == "{} and Paris are"
+    assert literal.subject_span == (7, 12)
 
 
 def test_answers_continue_their_prompt(tokenizer) -> None:

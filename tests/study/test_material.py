@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import small_bpe
 from tests.helpers import memorised, tiny
@@ -307,12 +307,18 @@ def test_a_data_set_of_a_plugin_works_in_a_study() -> None:
 
 @pytest.mark.parametrize("name", ["paper_mcf", "paper_zsre", "paper_mquake", "rwku", "size_sensitivity"])
 def test_the_shipped_studies_fit_files_of_the_true_format(tmp_path: Path, name: str, small_tokenizer) -> None:
-    """All but the weights and the texts of the hub, which a plan does not read."""
+    """All but the texts of the hub, which a plan does not read."""
     model = tmp_path / "llama"
-    LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=28, num_attention_heads=2,
-        architectures=["LlamaForCausalLM"], tie_word_embeddings=True,
-    ).save_pretrained(model)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(small_tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(model)
+    small_tokenizer.save_pretrained(model)
     folder = tmp_path / "RWKU"
     folder.mkdir()
     for part in ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2"):
