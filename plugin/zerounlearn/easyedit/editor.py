@@ -50,6 +50,8 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
                 device_map="auto" if hparams.model_parallel else None,
             )
             given = hparams.replace(model_name=pair)
+        else:
+            hparams.check(name[0])
         super().__init__(given)
         self.hparams, self.model_name = hparams, name
         if self.tok.pad_token_id is None:
