@@ -238,3 +238,36 @@ def test_settings_that_differ_are_all_shown() -> None:
 
 def texts(svg: bytes) -> list[str]:
     return ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("}text")]
+
+
+def test_a_plot_that_cannot_be_drawn_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """One control character in an old cell's fact, say: the tables, the page and the other plots are there."""
+    from zerounlearn.report import outputs
+
+    cells = study(["A", "B"])
+    whole = outputs.outputs(cells, "title")
+
+    def fails(*_: object) -> None:
+        raise ValueError("not well-formed (invalid token)")
+
+    monkeypatch.setattr(outputs, "heat_map", fails)
+    with caplog.at_level("WARNING"):
+        files = outputs.outputs(cells, "title")
+    assert "a plot is missing: ValueError: not well-formed" in caplog.text
+    gone = set(whole) - set(files)
+    assert gone
+    assert all("facts" in name for name in gone)
+    assert {"results.csv", "tables.md", "tables.tex", "report.html"} <= set(files)
+
+
+def test_no_cell_of_a_csv_file_is_a_formula() -> None:
+    import pandas as pd
+
+    from zerounlearn.report.outputs import _csv
+
+    texts = ["=cmd|' /C calc'!A0", "@SUM(A1)", "+1", "-2", "\t=1", " =1", "plain", "a=b"]
+    frame = pd.DataFrame({"text": texts, "number": [-1.5, 2.0, float("nan"), float("inf"), 0.0, 1.0, 2.0, 3.0]})
+    lines = _csv(frame).splitlines()[1:]
+    assert [line.startswith(("'", "\"'")) for line in lines] == [True] * 6 + [False] * 2
+    assert lines[0].endswith(",-1.5")
+    assert lines[2].endswith(",NaN")

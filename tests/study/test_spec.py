@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.study.small_study import GRADIENT, checkpoint, write_study
 from zerounlearn.cli import main
 from zerounlearn.errors import ConfigError
+from zerounlearn.study import spec
 from zerounlearn.study.run import Plan
 from zerounlearn.study.spec import load_study
 
@@ -131,3 +133,24 @@ def test_every_shipped_study_is_well_formed(path: Path) -> None:
     assert study.title != path.stem
     assert all((ROOT / method.hparams).is_file() for method in study.methods)
     assert yaml.safe_load(path.read_text())["output"] == f"outputs/studies/{path.stem}"
+
+
+@pytest.mark.parametrize("part", ["methods", "datasets"])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("base", "is the name of the base model's row"),
+        (" Base ", "is the name of the base model's row"),
+        ("a\x00b", "U\\+0000 at position 1"),
+        ("a\x1bb", "U\\+001B"),
+        ("\ufffe", "U\\+FFFE"),
+        ("\u200b", "is empty"),
+    ],
+)
+def test_labels_that_no_table_can_show_are_refused_before_a_cell_runs(
+    tmp_path: Path, model: Path, part: str, label: str, message: str
+) -> None:
+    study = load_study(write_study(tmp_path, model, **one(GA)))
+    changed = {part: tuple(dataclasses.replace(row, label=label) for row in getattr(study, part))}
+    with pytest.raises(ConfigError, match=message):
+        spec._check(dataclasses.replace(study, **changed), "study")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from zerounlearn.report.significance import Comparison
 from zerounlearn.report.summary import tables
 from zerounlearn.report.table import Table
 from zerounlearn.report.trade_off import by_size, pareto
+
+log = logging.getLogger(__name__)
 
 
 def write_outputs(
@@ -96,12 +100,13 @@ def _sections(found: Sequence[Table], frames: Frames, sweeps: Mapping[str, Seque
         own = list(part)
         name = _slug(f"{dataset}-n{n}", taken)
         here = frames.facts[(frames.facts["dataset"] == dataset) & (frames.facts["n"] == n)]
-        plots = [*_plots(own, look, name, sweeps), heat_map(here, frames.methods, f"{name}-facts")]
+        heat = _tried(partial(heat_map, here, frames.methods, f"{name}-facts"))
+        plots = [*_plots(own, look, name, sweeps), heat]
         sections.append(Section(name, f"{dataset}, {n} facts", own, [p for p in plots if p]))
     for dataset, part in groupby(found, key=lambda t: t.dataset):
         core = [t for t in part if t.group is Group.CORE]
         name = _slug(f"{dataset}-by-size", taken)
-        plot = by_size(core, look, name)
+        plot = _tried(partial(by_size, core, look, name))
         if plot:
             sections.append(Section(name, f"{dataset} by size", [], [plot]))
     return sections
@@ -114,10 +119,20 @@ def _plots(
     found = []
     for table in own:
         if table.group is Group.CORE:
-            found += [pareto(table, look, f"{name}-pareto-{forget}", forget, sweeps) for forget in ("eff", "gen")]
+            for forget in ("eff", "gen"):
+                found.append(_tried(partial(pareto, table, look, f"{name}-pareto-{forget}", forget, sweeps)))
         if table.group is Group.COST:
-            found.append(time_bars(table, look, f"{name}-time"))
+            found.append(_tried(partial(time_bars, table, look, f"{name}-time")))
     return found
+
+
+def _tried(draw: Callable[[], Plot | None]) -> Plot | None:
+    """The plot; one that cannot be drawn costs itself, and not the tables."""
+    try:
+        return draw()
+    except Exception as error:  # whatever a drawing library raises on data of nobody's expectation
+        log.warning("a plot is missing: %s: %s", type(error).__name__, error)
+        return None
 
 
 def _comparisons(found: Sequence[Table]) -> pd.DataFrame:
@@ -127,8 +142,16 @@ def _comparisons(found: Sequence[Table]) -> pd.DataFrame:
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    """Infinity is "inf", NaN "NaN"."""
-    return frame.to_csv(None, index=False, na_rep="NaN", lineterminator="\n")
+    """Infinity is "inf", NaN "NaN"; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    texts = frame.select_dtypes(include=["object", "string"])
+    safe = frame.assign(**{name: texts[name].map(_defused) for name in texts})
+    return safe.to_csv(None, index=False, na_rep="NaN", lineterminator="\n")
+
+
+def _defused(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return f"'{value}" if value.lstrip()[:1] in ("=", "+", "-", "@") or value[:1] in ("\t", "\r") else value
 
 
 def _slug(name: str, taken: set[str]) -> str:

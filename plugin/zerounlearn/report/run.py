@@ -106,7 +106,7 @@ class Report:
         """A page to read: summary, facts, layers, time, run."""
         template = files("zerounlearn.report").joinpath("templates/report.md.jinja").read_text(encoding="utf-8")
         env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        env.filters |= {"known": _known, "cell": _cell, "share": _share, "number": _number}
+        env.filters |= {"known": _known, "cell": _cell, "code": _code, "share": _share, "number": _number}
         return env.from_string(template).render(report=self)
 
     def save(self, folder: Path) -> None:
@@ -136,8 +136,17 @@ def _known(count: Known | None) -> str:
     return "–" if count is None else f"{count.said}/{count.asked}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "⏎").strip()
+_MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"} | {"\n": "⏎", "\r": "⏎"})
+
+
+def _cell(text: object) -> str:
+    """A text as Markdown shows it literally, in one cell."""
+    return str(text).translate(_MARKUP).strip()
+
+
+def _code(value: object) -> str:
+    """A value between backticks, in one cell of a table."""
+    return str(value).replace("`", "ˋ").replace("|", "\\|").replace("\n", "⏎").replace("\r", "⏎")
 
 
 def _share(value: float | None) -> str:

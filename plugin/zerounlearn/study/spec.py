@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zerounlearn.config import read_settings
+from zerounlearn.data.text import is_blank, refused_character
 from zerounlearn.errors import ConfigError, did_you_mean
 from zerounlearn.evaluation.registry import metrics, optional
 
@@ -169,6 +170,9 @@ def _check(study: Study, where: str) -> None:
     if study.reference_model is not None:
         _text(study.reference_model, f"{where}: reference_model")
     labels = [method.label for method in study.methods]
+    for kind, label in [*(("methods", x) for x in labels), *(("datasets", d.label) for d in study.datasets)]:
+        _check_label(label, f"{where}: {kind}")
+    _check_characters(study.title, f"{where}: title={study.title!r}")
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ConfigError(f"{where}: methods: two methods are called {twice[0]!r}: rename one")
     if study.reference_method is not None and study.reference_method not in labels:
@@ -194,6 +198,21 @@ def _check(study: Study, where: str) -> None:
 def _has(study: Study, need: str) -> bool:
     """Whether the study, or a data set of it, sets what a metric needs."""
     return any(bool(getattr(part, need, None)) for part in (study, *study.datasets))
+
+
+def _check_label(label: str, where: str) -> None:
+    """Refuse what tables and plots cannot show, and the name that the base model's own row has."""
+    if label.strip().casefold() == "base":
+        raise ConfigError(f"{where}: {label!r} is the name of the base model's row: choose another label")
+    if is_blank(label):
+        raise ConfigError(f"{where}: the label {label!r} is empty: give it a name")
+    _check_characters(label, f"{where}: the label {label!r}")
+
+
+def _check_characters(text: str, what: str) -> None:
+    found = refused_character(text)
+    if found is not None:
+        raise ConfigError(f"{what} has {found} in it, which tables and plots cannot show: remove it")
 
 
 def _parts(values: Mapping[str, Any], name: str, where: str) -> list[tuple[str, Any]]:
