@@ -310,3 +310,12 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, model: Path, fini
     # The folder differs, so the paths of corpus and statistics do, too.
     facts = [(r["cell"], r["before"], r["after"], r["facts"]) for r in again.records]
     assert facts == [(r["cell"], r["before"], r["after"], r["facts"]) for r in finished[1].records]
+
+
+def test_a_study_by_its_file_from_python(tmp_path: Path, model: Path) -> None:
+    import zerounlearn as zu
+
+    path = write_study(tmp_path, model, methods={"GA": GA}, seeds=[0], held_out={"text": None})
+    summary = zu.run_study(path)
+    assert [record["status"] for record in summary.records] == ["done"]
+    assert summary.records == zu.run_study(str(path)).records

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from zerounlearn.errors import OutputError
 from zerounlearn.model.loading import check_device, checkpoint_digest, skeleton_of
+from zerounlearn.resources import STUDIES, find
 from zerounlearn.study import cells as records
 from zerounlearn.study.cells import (
     DONE,
@@ -25,11 +26,11 @@ from zerounlearn.study.cells import (
     cell_id,
     failed,
 )
-from zerounlearn.study.engines import Engine
+from zerounlearn.study.engines import Engine, LocalEngine
 from zerounlearn.study.material import Data
 from zerounlearn.study.measures import Measures
 from zerounlearn.study.methods import Row
-from zerounlearn.study.spec import Study
+from zerounlearn.study.spec import Study, load_study
 
 log = logging.getLogger(__name__)
 
@@ -126,21 +127,28 @@ class Summary:
 
 
 def run_study(
-    study: Study, engine: Engine, *, plan: Plan | None = None, on_cell: Callable[[Record], None] | None = None
+    study: Study | str | Path,
+    engine: Engine | None = None,
+    *,
+    plan: Plan | None = None,
+    on_cell: Callable[[Record], None] | None = None,
 ) -> Summary:
     """Run the cells that are not done, write each as it is, and the tables of all at the end.
 
     Killed at any moment, it goes on where it stopped: a record is there whole or not at all.
 
     Args:
-        study: what to run.
-        engine: where.
+        study: what to run: a study, its file, or the name of a packaged one.
+        engine: where; here, without one.
         plan: of the same study, where it has been made already.
         on_cell: called with each new record.
 
     Raises:
         ZeroUnlearnError: the study does not fit, or a file cannot be written. A cell that fails raises nothing.
     """
+    if not isinstance(study, Study):
+        study = load_study(find(study, STUDIES))
+    engine = engine or LocalEngine(study)
     plan = plan or Plan.of(study)
     _check_writable(study.output)
     pending = [planned for planned in plan.cells if not plan.done(planned)]
