@@ -100,8 +100,8 @@ class _Fault:
         self.at, self.error, self.lines = at, error, 0
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
+        if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "uninterrupted":
+            return None  # where signals are held back, none arrives
         if event == "line":
             self.lines += 1
             if self.lines == self.at:
@@ -130,17 +130,18 @@ def test_a_failure_at_any_line_leaves_the_model_as_it_was(error: type[BaseExcept
     def go() -> None:
         zu.unlearn_and_report(model, small_tokenizer, [Fact(FACTS[0])], hp, text=None)
 
-    count = _Fault(None, error)
-    traced(count, go)
     name = "model.layers.1.mlp.down_proj.weight"
-    assert not torch.equal(model.get_parameter(name), before["weights"][name]), (
-        "a run that changes nothing shows nothing"
-    )
-    with torch.no_grad():
-        for name, value in before["weights"].items():
-            model.get_parameter(name).copy_(value)
-    model._zerounlearn_lineage = Lineage()
-    total = count.lines
+    totals = []
+    for _ in range(2):  # the first run fills caches, and so has lines of its own
+        count = _Fault(None, error)
+        traced(count, go)
+        totals.append(count.lines)
+        assert not torch.equal(model.get_parameter(name), before["weights"][name])  # else nothing could be left
+        with torch.no_grad():
+            for other, value in before["weights"].items():
+                model.get_parameter(other).copy_(value)
+        model._zerounlearn_lineage = Lineage()
+    total = min(totals)
     places = sorted({*range(total // 30, total, total // 30), *range(total - 40, total - 1, 8)})
     if error is MemoryError:
         places = places[::3]

@@ -97,6 +97,139 @@ def optimise(
     return Solution(*(torch.cat([getattr(p, f) for p in parts]) for f in ("vectors", "initial", "final", "steps")))
 
 
+class _Search:
+    """Adam on δ for problems that share a tape: the model runs once, then the blocks above what is moved, step by step.
+
+    Attributes:
+        origin: what δ is added to (problems, d), float32 or float64.
+        delta: δ (problems, d).
+        active: numbers of the problems that are not done yet.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+        prefixes: Sequence[str],
+        hparams: LocatedEdit,
+    ) -> None:
+        """Run the model on all contexts, and see whether its blocks can be replayed from where δ begins to matter.
+
+        Raises:
+            LayoutError: its blocks depend on more than their arguments.
+        """
+        self.layout, self.problems, self.hparams = layout, problems, hparams
+        self.rows = build(tokenizer, problems, prefixes, hparams)
+        sequences, self.sequence_of = distinct(row.ids for row in self.rows)
+        ids, mask = pad(sequences, filler_id(tokenizer, layout.model), layout.device)
+        self.width = ids.shape[1]
+        depth, lowest = len(layout.blocks), min(p.layer for p in problems)
+        self.tape = record(
+            layout, ids, mask,
+            replayed=range(lowest + 1, depth),
+            outputs={*(p.layer for p in problems), depth - 1},
+            written={p.layer for p in problems if p.at == "projection"},
+            attention=True,
+        )  # fmt: skip
+        self.contexts = len(self.rows) // len(problems) - 1
+        self.most = tokens_at_a_time(layout, depth - 1 - lowest)
+        self.active = set(range(len(problems)))
+        self.origin = self._origin()
+        self.delta = torch.zeros_like(self.origin, requires_grad=True)
+        self.reference: Tensor | None = None
+        self.whole = self._must_replay_whole_rows()
+        self.batch = self._passes(whole=self.whole)
+
+    def _origin(self) -> Tensor:
+        """What each problem's δ is added to, read on its bare prompt, (problems, d)."""
+        each = self.contexts + 1
+        bare = [self.rows[i * each] for i in range(len(self.problems))]
+        states = [(self.tape.outputs if p.at == "block" else self.tape.written)[p.layer] for p in self.problems]
+        origin = torch.stack([
+            state[self.sequence_of[row.ids], row.position].to(self.layout.device)
+            for state, row in zip(states, bare, strict=True)
+        ])  # fmt: skip
+        return origin.to(torch.float64 if origin.dtype == torch.float64 else torch.float32)
+
+    def _must_replay_whole_rows(self) -> bool:
+        whole = not _replay_agrees(self._passes(whole=False), self.tape)
+        if whole and not _replay_agrees(self._passes(whole=True), self.tape):
+            raise LayoutError(
+                f"{type(self.layout.model).__name__}: replaying its blocks does not give its own outputs; "
+                "its layers depend on more than their arguments"
+            )
+        return whole
+
+    def _passes(self, *, whole: bool) -> list[Pass]:
+        """The rows of the active problems, by the block that their loss is read behind, in parts that memory allows."""
+        depth, by_last = len(self.layout.blocks), dict[int, list[Row]]()
+        for row in sorted(self.rows, key=lambda row: len(row.ids) - row.position):  # of one length: no padding
+            if row.problem in self.active:
+                last = depth - 1
+                if row.targets and self.hparams.v_loss_layer is not None:
+                    last = max(self.hparams.v_loss_layer, self.problems[row.problem].layer)
+                by_last.setdefault(last, []).append(row)
+        passes = []
+        for last, members in sorted(by_last.items()):
+            sizes = [self.width if whole else len(row.ids) - row.position for row in members]
+            for part in even_parts(members, sizes, self.most):
+                part.sort(key=lambda row: self.problems[row.problem].layer)
+                sequences = [self.sequence_of[row.ids] for row in part]
+                passes.append(Pass(self.tape, part, sequences, self.problems, last, self.contexts, whole=whole))
+        return passes
+
+    def losses(self, *, first: bool, slopes: bool) -> tuple[Tensor, Tensor]:
+        """The targets' mean losses (problems,), and with KL and decay the whole ones; slopes go into δ's gradient."""
+        nll, kl = torch.zeros_like(self.origin[:, 0]), torch.zeros_like(self.origin[:, 0])
+        with torch.set_grad_enabled(slopes):
+            for one in self.batch:
+                targets, divergence = self._losses_of(one, first=first)
+                nll += targets.detach()
+                kl += divergence.detach()
+                loss = targets + divergence
+                if slopes:
+                    loss.sum().backward()
+            decay = self.hparams.v_weight_decay * self.delta.norm(dim=1) / self.origin.norm(dim=1).square()
+            if slopes:
+                decay.sum().backward()
+        return nll, nll + kl + decay.detach()
+
+    def _losses_of(self, one: Pass, *, first: bool) -> tuple[Tensor, Tensor]:
+        """A pass's share in each problem's target loss and KL term, both (problems,)."""
+        hidden = one.hidden(self.delta)
+        here, kept = one.read_owner.split([one.targets, len(hidden) - one.targets])
+        at_subject = None
+        if len(kept):
+            if first:
+                expected = log_probabilities(self.layout, hidden[one.targets :])
+                if self.reference is None:
+                    self.reference = expected.new_empty(len(self.problems), expected.shape[1])
+                self.reference[kept.to(self.reference.device)] = expected
+            assert self.reference is not None
+            at_subject = self.reference[kept.to(self.reference.device)]
+        each = read_losses(self.layout, hidden, one.token, one.unlikely, at_subject, kl_of=self.hparams.kl_of)
+        each, zeros = each.to(self.origin.dtype), torch.zeros_like(self.origin[:, 0])
+        targets = zeros.index_add(0, here, each[: one.targets] / one.divisor)
+        return targets, zeros.index_add(0, kept, self.hparams.kl_factor * each[one.targets :])
+
+    def finish(self, done: set[int]) -> None:
+        """Leave these problems out from now on."""
+        if done:
+            self.active -= done
+            self.batch = self._passes(whole=self.whole)
+
+    @torch.no_grad()
+    def step(self, optimiser: torch.optim.Optimizer) -> None:
+        """One of Adam's steps for the active problems, each kept within its bound."""
+        before = self.delta.detach().clone()
+        optimiser.step()
+        idle = torch.tensor([i not in self.active for i in range(len(self.problems))], device=self.delta.device)
+        self.delta[idle] = before[idle]
+        norm, bound = self.delta.norm(dim=1), self.hparams.clamp_norm_factor * self.origin.norm(dim=1)
+        self.delta *= torch.where(norm > bound, bound / norm, torch.ones_like(norm))[:, None]
+
+
 def _optimise_chunk(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
@@ -105,93 +238,15 @@ def _optimise_chunk(
     hparams: LocatedEdit,
     bar: Any,
 ) -> Solution:
-    rows = build(tokenizer, problems, prefixes, hparams)
-    sequences, sequence_of = distinct(row.ids for row in rows)
-    ids, mask = pad(sequences, filler_id(tokenizer, layout.model), layout.device)
-    depth = len(layout.blocks)
-    lowest = min(p.layer for p in problems)
-    tape = record(
-        layout, ids, mask,
-        replayed=range(lowest + 1, depth),
-        outputs={*(p.layer for p in problems), depth - 1},
-        written={p.layer for p in problems if p.at == "projection"},
-        attention=True,
-    )  # fmt: skip
-    per_problem = len(rows) // len(problems)
-    contexts = per_problem - 1
-    bare = [rows[i * per_problem] for i in range(len(problems))]
-    found = [(tape.outputs if p.at == "block" else tape.written)[p.layer] for p in problems]
-    origin = torch.stack([
-        states[sequence_of[row.ids], row.position].to(layout.device) for states, row in zip(found, bare, strict=True)
-    ])  # fmt: skip
-    work = torch.float64 if origin.dtype == torch.float64 else torch.float32
-    origin = origin.to(work)
-
-    most = tokens_at_a_time(layout, depth - 1 - lowest)
-
-    def passes(active: set[int], *, whole: bool) -> list[Pass]:
-        by_last: dict[int, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: len(row.ids) - row.position):  # rows of one length need no padding
-            if row.problem in active:
-                last = depth - 1
-                if row.targets and hparams.v_loss_layer is not None:
-                    last = max(hparams.v_loss_layer, problems[row.problem].layer)
-                by_last.setdefault(last, []).append(row)
-        found = []
-        for last, members in sorted(by_last.items()):
-            sizes = [ids.shape[1] if whole else len(r.ids) - r.position for r in members]
-            for part in even_parts(members, sizes, most):
-                part.sort(key=lambda row: problems[row.problem].layer)
-                found.append(
-                    Pass(tape, part, [sequence_of[r.ids] for r in part], problems, last, contexts, whole=whole)
-                )
-        return found
-
-    active = set(range(len(problems)))
-    whole = not _replay_agrees(passes(active, whole=False), tape)
-    if whole and not _replay_agrees(passes(active, whole=True), tape):
-        raise LayoutError(
-            f"{type(layout.model).__name__}: replaying its blocks does not give its own outputs; "
-            "its layers depend on more than their arguments"
-        )
-    batch = passes(active, whole=whole)
-    reference: Tensor | None = None
-    delta = torch.zeros_like(origin, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=hparams.v_lr)
-    bound = hparams.clamp_norm_factor * origin.norm(dim=1)
-    initial = torch.zeros(len(problems), dtype=work, device=origin.device)
+    search = _Search(layout, tokenizer, problems, prefixes, hparams)
+    optimiser = torch.optim.Adam([search.delta], lr=hparams.v_lr)
+    initial = torch.zeros_like(search.origin[:, 0])
     final, steps = initial.clone(), torch.zeros(len(problems), dtype=torch.long)
-
     for step in range(hparams.v_num_grad_steps):
         stepping = step < hparams.v_num_grad_steps - 1
         optimiser.zero_grad()
-        nll, kl = torch.zeros_like(initial), torch.zeros_like(initial)
-        with torch.set_grad_enabled(stepping):
-            for one in batch:
-                hidden = one.hidden(delta)
-                here, kept = one.read_owner.split([one.targets, len(hidden) - one.targets])
-                at_subject = None
-                if len(kept):
-                    if step == 0:
-                        expected = log_probabilities(layout, hidden[one.targets :])
-                        if reference is None:
-                            reference = expected.new_empty(len(problems), expected.shape[1])
-                        reference[kept.to(reference.device)] = expected
-                    assert reference is not None
-                    at_subject = reference[kept.to(reference.device)]
-                each = read_losses(layout, hidden, one.token, one.unlikely, at_subject, kl_of=hparams.kl_of).to(work)
-                targets = torch.zeros_like(nll).index_add(0, here, each[: one.targets] / one.divisor)
-                divergence = torch.zeros_like(kl).index_add(0, kept, hparams.kl_factor * each[one.targets :])
-                nll += targets.detach()
-                kl += divergence.detach()
-                loss = targets + divergence
-                if stepping:
-                    loss.sum().backward()
-            decay = hparams.v_weight_decay * delta.norm(dim=1) / origin.norm(dim=1).square()
-            if stepping:
-                decay.sum().backward()
-        total = nll + kl + decay.detach()
-        live = torch.tensor(sorted(active), device=total.device)
+        nll, total = search.losses(first=step == 0, slopes=stepping)
+        live = torch.tensor(sorted(search.active), device=total.device)
         if not torch.isfinite(total[live]).all():
             raise IllPosedError(
                 f"the loss of {int((~torch.isfinite(total[live])).sum())} of {len(live)} vectors is NaN or Inf at step "
@@ -200,23 +255,14 @@ def _optimise_chunk(
         if step == 0:
             initial = nll
         final[live] = nll[live]
-        finished = set(live[total[live] < _DONE].tolist())
         bar.update()
-        if finished:
-            active -= finished
-            batch = passes(active, whole=whole)
-        if not active or not stepping:
+        search.finish(set(live[total[live] < _DONE].tolist()))
+        if not search.active or not stepping:
             bar.update(hparams.v_num_grad_steps - step - 1)
             break
-        with torch.no_grad():
-            kept = delta.detach().clone()
-            optimiser.step()
-            frozen_rows = torch.tensor([i not in active for i in range(len(problems))], device=delta.device)
-            delta[frozen_rows] = kept[frozen_rows]
-            norm = delta.norm(dim=1)
-            delta *= torch.where(norm > bound, bound / norm, torch.ones_like(norm))[:, None]
-        steps[sorted(active)] += 1
-    return Solution((origin + delta.detach()), initial, final, steps)
+        search.step(optimiser)
+        steps[sorted(search.active)] += 1
+    return Solution(search.origin + search.delta.detach(), initial, final, steps)
 
 
 @torch.no_grad()
