@@ -168,7 +168,7 @@ def group(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Se
             "relative_change": [layer.relative_change for layer in outcome.layers],
         })  # fmt: skip
         with torch.no_grad():
-            for name, weight in outcome.originals.items():
+            for name, weight in outcome.before.items():
                 model.get_parameter(name).copy_(weight)
         Lineage.of(model).traces.clear()
         print(preset, n, seed, f"strength {hp.strength:g}", shown(rows[-1]), f"{seconds:.0f} s", flush=True)

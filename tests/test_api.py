@@ -212,3 +212,29 @@ def test_nothing_but_its_own_room_names_easyedit_as_an_import() -> None:
         )
     }
     assert naming <= {"easyedit"}, naming
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("preset", ["paper", "specific"])
+def test_a_closed_form_edit_is_thin_factors(kind: str, preset: str, small_tokenizer: Any, tmp_path: Path) -> None:
+    """Their product is the change, in the checkpoint's own orientation; ε scales every direction, and leaves none."""
+    model = tiny(kind, len(small_tokenizer), dtype=torch.float32)
+    before = weights(model)
+    edit = zu.unlearn(model, small_tokenizer, facts(), quick(preset=preset, retain_set="none", z_objective="neutral"))
+    assert set(edit.factors) == set(edit.before)
+    assert not edit.changes
+    most = {"paper": 2 * len(facts()), "specific": 6 * len(facts())}[preset]
+    for name, (left, right) in edit.factors.items():
+        assert left.shape[1] == right.shape[0] <= most
+        change = (model.get_parameter(name) - before[name]).double()
+        torch.testing.assert_close(left.double() @ right.double(), change, rtol=1e-3, atol=1e-6)
+    edited = weights(model)
+    edit.revert(model)
+    edit.apply(model)
+    assert same(model, edited), "to the last bit: the product is taken and rounded as the method did"
+    edit.revert(model)
+    assert same(model, before)
+    if preset == "paper":
+        scaled = zu.unlearn(model, small_tokenizer, facts(), quick(projection_eps=0.01))
+        assert not scaled.factors
+        assert set(scaled.changes) == set(scaled.before)

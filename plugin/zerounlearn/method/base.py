@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.config import Flag, Whole, option, settings
 from zerounlearn.data.request import Request
@@ -480,4 +481,7 @@ def _store(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
             with torch.no_grad():
                 parameter.copy_(value)
     for name in values:
-        Lineage.of(model).earlier(name, _value(model, name))
+        value = _value(model, name)
+        turned = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)  # GPT-2 stores Wᵀ
+        if name in Lineage.of(model).traces:
+            Lineage.of(model).earlier(name, value.mT if turned else value)

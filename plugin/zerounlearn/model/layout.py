@@ -121,6 +121,12 @@ class Layout:
         weight = self.tensor(self.weight_names[layer]).to(self.device_of(layer))
         return weight.mT if isinstance(self.projections[layer], Conv1D) else weight
 
+    def factors(self, layer: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of a change of W, (d, k) and (k, m), as those of the stored parameter's, on the CPU."""
+        turned = isinstance(self.projections[layer], Conv1D)
+        first, second = (right.mT, left.mT) if turned else (left, right)
+        return first.cpu().contiguous(), second.cpu().contiguous()
+
     def write(self, layer: int, W: Tensor) -> None:
         """Store W (d, m) in the weight's own orientation, device and dtype, offloaded or not."""
         self._put(layer, W.mT if isinstance(self.projections[layer], Conv1D) else W)

@@ -64,7 +64,7 @@ def test_it_equals_the_plain_implementation(small_tokenizer, hp) -> None:
     expected = plain.unlearn(other, small_tokenizer, facts, outcome.vectors.prefixes, C, hp)
     for layer, W in expected.items():
         written = model.model.layers[layer].mlp.down_proj.weight.detach()
-        change = torch.linalg.norm(W - outcome.originals[f"model.layers.{layer}.mlp.down_proj.weight"])
+        change = torch.linalg.norm(W - outcome.before[f"model.layers.{layer}.mlp.down_proj.weight"])
         assert torch.linalg.norm(written - W) < 1e-6 * change
 
 
@@ -75,10 +75,10 @@ def test_what_is_reported_is_so(small_tokenizer, hp) -> None:
     names = {f"model.layers.{layer}.mlp.down_proj.weight" for layer in hp.layers}
     after = weights(model)
     assert {name for name in after if not torch.equal(after[name], before[name])} == names
-    assert set(outcome.originals) == names
+    assert set(outcome.before) == names
     for layer in outcome.layers:
         name = f"model.layers.{layer.layer}.mlp.down_proj.weight"
-        assert torch.equal(outcome.originals[name], before[name])
+        assert torch.equal(outcome.before[name], before[name])
         assert layer.rank == len(FACTS)
         assert layer.leakage < 1e-12
         change = (after[name] - before[name]).norm() / before[name].norm()
@@ -302,7 +302,7 @@ def test_one_set_after_the_other(small_tokenizer, hp) -> None:
     rank = torch.linalg.matrix_rank(model.model.layers[1].mlp.down_proj.weight.detach(), rtol=1e-10)
     assert rank < 32
     with torch.no_grad():
-        for name, value in first.originals.items():
+        for name, value in first.before.items():
             model.get_parameter(name).copy_(value)
     fresh = tiny("llama", len(small_tokenizer))
     for each in (model, fresh):  # restored weights make the memory of lost directions void
@@ -322,7 +322,7 @@ def test_the_gradient_variant_keeps_what_text_uses_and_moves_the_forget_keys(sma
     outcome = unlearn(model, small_tokenizer, FACTS, run, CORPUS)
     assert all("null space of" in layer.form for layer in outcome.layers)
     C = second_moments(find_layout(tiny("llama", len(small_tokenizer)), run), small_tokenizer, run, CORPUS)[1]
-    W = outcome.originals["model.layers.1.mlp.down_proj.weight"]
+    W = outcome.before["model.layers.1.mlp.down_proj.weight"]
     change = model.model.layers[1].mlp.down_proj.weight.detach() - W
     assert torch.linalg.matrix_rank(change, rtol=1e-9) <= len(FACTS)
     share = torch.trace(change @ C @ change.mT) / torch.trace(C)

@@ -40,8 +40,8 @@ def test_it_forgets_as_in_the_plain_model(kind: str, place: str, small_tokenizer
         assert a.rank == b.rank
         assert a.leakage < 1e-10
         assert a.relative_change == pytest.approx(b.relative_change, rel=1e-6)
-    for name, value in outcomes[1].originals.items():
-        assert torch.equal(outcomes[0].originals[name], value)
+    for name, value in outcomes[1].before.items():
+        assert torch.equal(outcomes[0].before[name], value)
 
 
 @pytest.mark.parametrize("place", ["mixed", "memory"])

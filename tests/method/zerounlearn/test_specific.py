@@ -44,7 +44,7 @@ def test_orthogonality_on_the_forget_keys_alone(small_tokenizer, hp) -> None:
     model = tiny("llama", len(small_tokenizer))
     outcome = unlearn(model, small_tokenizer, FACTS, dataclasses.replace(hp, orthogonality="forget-keys"), CORPUS)
     for layer in outcome.layers:
-        change = weight(model, layer.layer) - outcome.originals[NAME.format(layer.layer)]
+        change = weight(model, layer.layer) - outcome.before[NAME.format(layer.layer)]
         assert layer.leakage < 1e-9
         assert layer.rank == len(FACTS)
         assert torch.linalg.matrix_rank(change, rtol=1e-9) <= len(FACTS)

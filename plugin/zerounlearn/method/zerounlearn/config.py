@@ -76,6 +76,11 @@ class SolveConfig(Settings):
     solve_dtype: Precision = option("float64", "Precision of the solve, whatever the weights' dtype.")
 
     @property
+    def form(self) -> str:
+        """Which of the solvers of a layer it is."""
+        return "multiplicative" if self.orthogonality == "output" else "keys"
+
+    @property
     def needs_sensitive(self) -> bool:
         """Whether V_u takes part."""
         return self.orthogonality != "none"
@@ -104,6 +109,11 @@ class DescentConfig(Settings):
     gd_lr: Number = option(1e-3, "Learning rate of the solver adam.", gt=0)
 
     @property
+    def form(self) -> str:
+        """Which of the solvers of a layer it is."""
+        return "null space"
+
+    @property
     def needs_sensitive(self) -> bool:
         """Whether V_u takes part: always."""
         return True
@@ -125,6 +135,11 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         "mean", "One key a request, its mean over the contexts, or one a context."
     )
     retain_KKT_lam: Number = option(1.0, "Weight of the retain set's keys, where one is given.", ge=0)
+
+    @property
+    @abstractmethod
+    def form(self) -> str:
+        """Which of the solvers of a layer it is."""
 
     @property
     @abstractmethod
@@ -228,14 +243,7 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         if retain is None:
             retain = retain_set(model, tokenizer, list(requests), self.retain_set, held_out=held_out, seed=self.seed)
         with restored_if_it_fails(model, self.weight_names(model)):
-            outcome = unlearn(model, tokenizer, requests, self, corpus, retain=retain)
-            edit = Edit(
-                self.alg_name, self.to_dict(), layers=outcome.layers, seconds=outcome.seconds,
-                statistics=outcome.statistics, losses={"z": [*outcome.z_loss], "sensitive": [*outcome.sensitive_loss]},
-                prefixes=outcome.vectors.prefixes if outcome.vectors else [], vectors=outcome.vectors,
-            )  # fmt: skip
-            edit.record(model, outcome.originals)
-            return edit
+            return unlearn(model, tokenizer, requests, self, corpus, retain=retain)
 
 
 @methods.register("ZeroUnlearn", source="arXiv 2605.18879")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request, check_requests, target_ids
 from zerounlearn.errors import ConfigError, IllPosedError, RequestError
-from zerounlearn.method.base import LayerOutcome
-from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit
+from zerounlearn.method.base import Edit, LayerOutcome
+from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit, SolveConfig
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk
 from zerounlearn.method.zerounlearn.vectors import Problem, Solution, check_additive, optimise
@@ -64,21 +64,38 @@ class Vectors:
     prefixes: list[str]
 
 
-@dataclass
-class Outcome:
-    """The result of one `unlearn`: what changed, what it was made from, and how long each stage took.
+@dataclass(frozen=True)
+class LayerProblem:
+    """What is solved for one layer: keys are rows, and so are residuals.
 
-    `statistics` names the corpus and gives a digest of each layer's C; the two losses are means before and after the
-    optimisation of z* and V_u, in nats per token: NLLs, or for z* by `z_objective: suppress` −log(1 − p), weighted.
+    Attributes:
+        W: the weight (d, m).
+        C: second moment of ordinary text's keys (m, m), or None.
+        keys: forget keys K (n, m).
+        kept: keys to keep (p, m), each times the root of its weight.
+        residuals: R (n, d), what the layer's output is to move by for `keys`.
+        Q: orthonormal basis (d, r) of the sensitive outputs; r may be 0.
+        lost: output directions (d, q) that earlier edits took away, or None.
+        where: names the layer in errors.
     """
 
-    originals: dict[str, Tensor]
-    layers: list[LayerOutcome] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    vectors: Vectors | None = None
-    statistics: dict[str, str] = field(default_factory=dict)
-    z_loss: tuple[float, float] = (0.0, 0.0)
-    sensitive_loss: tuple[float, float] = (0.0, 0.0)
+    W: Tensor
+    C: Tensor | None
+    keys: Tensor
+    kept: Tensor
+    residuals: Tensor
+    Q: Tensor
+    lost: Tensor | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A layer's update, the output directions (d, q) that it takes away for good, and in words what was solved."""
+
+    update: LowRankUpdate
+    taken: Tensor
+    form: str
 
 
 def find_layout(model: PreTrainedModel, hparams: Any) -> Layout:
@@ -115,7 +132,7 @@ def unlearn(
     *,
     retain: Sequence[Request] = (),
     vectors: Vectors | None = None,
-) -> Outcome:
+) -> Edit:
     """Forget `requests`, in place. If anything fails, the weights are as they were, bit for bit.
 
     Args:
@@ -145,18 +162,17 @@ def unlearn(
     check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
     with frozen(model):
         check_additive(layout, tokenizer, requests[0].prompt, hparams.layers)
-    outcome = Outcome({})
-    clock = _Clock(outcome.seconds)
+    edit = Edit(hparams.alg_name, hparams.to_dict())
+    clock = _Clock(edit.seconds)
     with (
         layout.restored(hparams.layers) as originals,
         frozen(model),
         lineage_kept(layout, hparams.layers),
     ):
-        outcome.originals = originals
         with clock("statistics"):
             moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
             if corpus is not None:
-                outcome.statistics = {"corpus": corpus.name} | {
+                edit.statistics = {"corpus": corpus.name} | {
                     f"C of layer {i}": tensor_digest(moments[i])
                     for i in moments  # items() would hold two at a time
                 }
@@ -167,10 +183,10 @@ def unlearn(
                     model, tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
                 )
             with clock("vectors"):
-                vectors = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, outcome)
+                vectors = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, edit)
         elif hparams.needs_sensitive and hparams.sensitive_from == "original" and set(vectors.V) != set(hparams.layers):
             raise ConfigError(f"vectors hold V_u of layers {sorted(vectors.V)}, and {hparams.layers} are to be edited")
-        outcome.vectors = vectors
+        edit.vectors, edit.prefixes = vectors, vectors.prefixes
         z, V, prefixes = vectors.z, dict(vectors.V), vectors.prefixes
         with clock("keys"):
             walk = Walk(layout, tokenizer, requests, prefixes, hparams)
@@ -186,15 +202,18 @@ def unlearn(
                 gap = target - walk.final_hidden(layer)
             with clock("solve"):
                 remaining = len(hparams.layers) - i
-                outcome.layers.append(
-                    _edit_layer(layout, layer, moments.get(layer), keys, keep, gap, remaining, V.get(layer), hparams)
+                edit.layers.append(
+                    _edit_layer(
+                        layout, layer, moments.get(layer), keys, keep, gap, remaining, V.get(layer), hparams, edit
+                    )
                 )
-            log.info("%s", outcome.layers[-1])
-            _check_progress(outcome.layers, target - walk.final_hidden(layer))
+            log.info("%s", edit.layers[-1])
+            _check_progress(edit.layers, target - walk.final_hidden(layer))
             with clock("keys"):
                 for each in filter(None, (walk, kept)):
                     each.advance(layer)
-    return outcome
+        edit.record(model, originals)
+    return edit
 
 
 def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
@@ -214,14 +233,13 @@ def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
 
 def _edit_layer(
     layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, gap: Tensor,
-    remaining: int, V: Tensor | None, hparams: Any,
+    remaining: int, V: Tensor | None, hparams: Any, edit: Edit,
 ) -> LayerOutcome:  # fmt: skip
     """Solve for one layer and write its weight: `keys` get their part of `gap` as residuals, `keep` stays."""
-    where = f"layer {layer}"
     name = layout.weight_names[layer]
     W = layout.read(layer)
     solver = torch.device("cpu") if W.device.type == "mps" else W.device
-    W, keys, keep, R = (x.to(solver) for x in (W, keys, keep, gap / remaining))
+    W, keys, keep, residuals = (x.to(solver) for x in (W, keys, keep, gap / remaining))
     Q = orthonormal_basis(V.to(solver), rtol=_RANK_TOLERANCE) if V is not None else W.new_zeros(W.shape[0], 0).double()
     lineage = Lineage.of(layout.model)
     earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
@@ -229,22 +247,18 @@ def _edit_layer(
     # Rows carry the root of their weight: what earlier edits mapped is held as firmly as they mapped it.
     held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
     kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
-    directions = W.new_zeros(W.shape[0], 0)
-    if isinstance(hparams, DescentConfig):
-        update, form = _additive(W, C, keys, kept, R, Q, hparams, where)
-    elif hparams.orthogonality == "output":
-        # What earlier edits took away must not come back with R, so it is projected out again.
-        P = Q if lost is None else orthonormal_basis(torch.cat([lost, Q], dim=1).mT, rtol=_RANK_TOLERANCE)
-        update, form = _multiplicative(W, C, keys, kept, R, P, lost, hparams, where)
-        directions = P if hparams.projection_eps == 0 else directions
-    else:
-        update, form = _on_keys(W, C, keys, kept, R, Q, hparams, where)
-    edited = update.apply(W)
+    problem = LayerProblem(W, C, keys, kept, residuals, Q, lost, f"layer {layer}")
+    solved = SOLVERS[hparams.form](problem, hparams)
+    edited = solved.update.apply(W)
     if not is_finite(edited.to(W.dtype)):
-        raise IllPosedError(f"{where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32")
+        raise IllPosedError(
+            f"{problem.where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32"
+        )
     layout.write(layer, edited)
     written = layout.read(layer).to(solver)
-    lineage.add(name, earlier, Trace.of(keys, written, directions), written)
+    lineage.add(name, earlier, Trace.of(keys, written, solved.taken), written)
+    if solved.update.scale == 1:
+        edit.factors[name] = layout.factors(layer, solved.update.left, solved.update.right)
     return LayerOutcome(
         layer=layer,
         leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
@@ -252,80 +266,82 @@ def _edit_layer(
         rounding=distance(written, edited) / max(distance(edited, before), torch.finfo(torch.float64).tiny),
         rank=Q.shape[1],
         kept=len(kept),
-        form=form,
+        form=solved.form,
         distance=float(gap.norm(dim=1).mean()),
     )
 
 
-def _multiplicative(
-    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, lost: Tensor | None,
-    hparams: Any, where: str,
-) -> tuple[LowRankUpdate, str]:  # fmt: skip
+def _multiplicative(problem: LayerProblem, hparams: SolveConfig) -> Solved:
     """The published closed form W ← D W."""
+    p = problem
+    # What earlier edits took away must not come back with R, so it is projected out again.
+    basis = p.Q if p.lost is None else orthonormal_basis(torch.cat([p.lost, p.Q], dim=1).mT, rtol=_RANK_TOLERANCE)
     base = factor_base(
-        W, C,
+        p.W, p.C,
         corpus_weight=hparams.wiki_KKT_lam,
         ridge=hparams.regularization_lam,
-        keep=kept if len(kept) else None,
+        keep=p.kept if len(p.kept) else None,
         keep_weight=1.0,
-        lost=lost,
+        lost=p.lost,
         dtype=getattr(torch, hparams.solve_dtype),
-        where=where,
+        where=p.where,
     )  # fmt: skip
     update = solve_update(
-        W, base, keys, R, Q, forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=where
-    )
-    return update, f"closed form, cond(B₀) ≥ {base.condition():.1e}"
+        p.W, base, p.keys, p.residuals, basis,
+        forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=p.where,
+    )  # fmt: skip
+    taken = basis if hparams.projection_eps == 0 else basis[:, :0]
+    return Solved(update, taken, f"closed form, cond(B₀) ≥ {base.condition():.1e}")
 
 
-def _on_keys(
-    W: Tensor, C: Tensor | None, keys: Tensor, kept: Tensor, R: Tensor, Q: Tensor, hparams: Any,
-    where: str,
-) -> tuple[LowRankUpdate, str]:  # fmt: skip
+def _on_keys(problem: LayerProblem, hparams: SolveConfig) -> Solved:
     """Ours, W ← W + Δ, which changes what the layer writes for keys like the forget keys and for no others."""
+    p = problem
     factor = factor_keys(
-        W, C,
+        p.W, p.C,
         corpus_weight=hparams.wiki_KKT_lam,
         ridge=hparams.regularization_lam,
-        keep=kept if len(kept) else None,
+        keep=p.kept if len(p.kept) else None,
         keep_weight=1.0,
         exactly=hparams.retain_exactly,
         dtype=getattr(torch, hparams.solve_dtype),
-        where=where,
+        where=p.where,
     )  # fmt: skip
-    update = solve_on_keys(W, factor, keys, R, Q, forget_weight=hparams.forget_KKT_lam, where=where)
-    return update, "additive on the forget keys" + (", orthogonal there" if Q.shape[1] else "")
+    update = solve_on_keys(p.W, factor, p.keys, p.residuals, p.Q, forget_weight=hparams.forget_KKT_lam, where=p.where)
+    form = "additive on the forget keys" + (", orthogonal there" if p.Q.shape[1] else "")
+    return Solved(update, p.Q[:, :0], form)
 
 
-def _additive(
-    W: Tensor,
-    C: Tensor | None,
-    keys: Tensor,
-    kept: Tensor,
-    R: Tensor,
-    Q: Tensor,
-    hparams: Any,
-    where: str,
-) -> tuple[LowRankUpdate, str]:
+def _null_space(problem: LayerProblem, hparams: DescentConfig) -> Solved:
     """ZeroUnlearn-GD's W ← W + Δ, whose free space is that of C and the keys to keep."""
-    if C is None:
+    p = problem
+    if p.C is None:
         raise ConfigError("mom2_adjustment=False: ZeroUnlearn-GD keeps what C uses, and cannot do without it")
-    C = C.to(W.device).double()
-    if len(kept):
-        C = C.addmm(kept.mT.double(), kept.double())
-    space = free_space(C, hparams.nullspace_threshold, hparams.nullspace_rule, where=where)
+    C = p.C.to(p.W.device).double()
+    if len(p.kept):
+        C = C.addmm(p.kept.mT.double(), p.kept.double())
+    space = free_space(C, hparams.nullspace_threshold, hparams.nullspace_rule, where=p.where)
     if not space.directions:
         log.warning(
             "%s: no eigenvalue of C is at most nullspace_threshold=%g (%s): the soft form is used instead",
-            where, hparams.nullspace_threshold, hparams.nullspace_rule,
+            p.where, hparams.nullspace_threshold, hparams.nullspace_rule,
         )  # fmt: skip
     weights = Weights(hparams.sensitive_weight, hparams.target_weight, hparams.norm_weight)
     if hparams.solver == "exact":
-        update = solve_exact(W, space, keys, R, Q, weights)
+        update = solve_exact(p.W, space, p.keys, p.residuals, p.Q, weights)
     else:
         with torch.enable_grad():
-            update = solve_adam(W, space, keys, R, Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
-    return update, f"null space of {space.directions} directions" if space.directions else "soft null space"
+            update = solve_adam(p.W, space, p.keys, p.residuals, p.Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
+    form = f"null space of {space.directions} directions" if space.directions else "soft null space"
+    return Solved(update, p.Q[:, :0], form)
+
+
+SOLVERS: Mapping[str, Callable[[LayerProblem, Any], Solved]] = {
+    "multiplicative": _multiplicative,
+    "keys": _on_keys,
+    "null space": _null_space,
+}
+"""How a layer is solved for, by the `form` of a configuration."""
 
 
 def _vectors(
@@ -335,7 +351,7 @@ def _vectors(
     neutral: Sequence[tuple[int, ...]],
     prefixes: Sequence[str],
     hparams: Any,
-    outcome: Outcome,
+    edit: Edit,
 ) -> Vectors:
     """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
     last = hparams.layers[-1]
@@ -349,9 +365,9 @@ def _vectors(
         problems += _sensitive_problems(tokenizer, requests, hparams.layers)
     found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
     n = len(requests)
-    outcome.z_loss = (float(found.initial[:n].mean()), float(found.final[:n].mean()))
+    edit.losses["z"] = [float(found.initial[:n].mean()), float(found.final[:n].mean())]
     if len(problems) > n:
-        outcome.sensitive_loss = (float(found.initial[n:].mean()), float(found.final[n:].mean()))
+        edit.losses["sensitive"] = [float(found.initial[n:].mean()), float(found.final[n:].mean())]
     parts = found.vectors[n:].split(n) if len(problems) > n else []
     return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), list(prefixes))
 
