@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,21 @@ def test_a_closed_form_edit_is_thin_factors(kind: str, preset: str, small_tokeni
         scaled = zu.unlearn(model, small_tokenizer, facts(), quick(projection_eps=0.01))
         assert not scaled.factors
         assert set(scaled.changes) == set(scaled.before)
+
+
+def test_before_and_after_are_measured_by_one_joint(model: Any, small_tokenizer: Any, monkeypatch) -> None:
+    """Where the text leaves it open, the model as it was decides, and the edited one is not asked again."""
+    from zerounlearn import api
+
+    asked = []
+    real = api.resolve_joints
+
+    def counted(model: Any, tokenizer: Any, queries: Any) -> Any:
+        asked.append(len(queries))
+        return real(model, tokenizer, queries)
+
+    monkeypatch.setattr(api, "resolve_joints", counted)
+    doubtful = Fact(replace(FACTS[0], after=" is:"))
+    zu.unlearn_and_report(model, small_tokenizer, [doubtful], quick(), text=None)
+    assert asked[-1] == 0
+    assert sum(asked) > 0

@@ -184,17 +184,18 @@ def unlearn_and_report(
         kept = run.retained(model, tokenizer, requests, held_out=asked)
     probes = Probes.of(chosen, retain=kept, unrelated=unrelated)
     seconds: dict[str, float] = {"evaluation": 0.0}
+    joints: dict[Query, Query] = {}
     prints = run.fingerprints(model)
     with restored_if_it_fails(model, run.weight_names(model)):
         with _timed(seconds):
-            before = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
+            before = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         if message := unknown_warning(before.phase.known):
             if require_known:
                 raise RequestError(message)
             log.warning("%s", message)
         edit = run.apply(model, tokenizer, requests, retain=kept)
         with _undone_if_it_fails(edit), _timed(seconds):
-            after = _measured(model, tokenizer, chosen, probes, texts, text_tokens)
+            after = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         report = Report(
             facts=[FactReport.of(f, b, a) for f, b, a in zip(chosen, before.facts, after.facts, strict=True)],
             before=before.phase,
@@ -295,12 +296,19 @@ def _measured(
     probes: Probes,
     texts: Sequence[str],
     text_tokens: int,
+    joints: dict[Query, Query] | None = None,
 ) -> Evaluation:
-    """Every prompt once: whether its answer is said, the answer's probability; completions; perplexity."""
+    """Every prompt once: whether its answer is said, the answer's probability; completions; perplexity.
+
+    `joints` takes what was found to stand before each answer, so that a later model is measured by the same.
+    """
+    joints = {} if joints is None else joints
     by_fact = [_queries(fact) for fact in facts]
     queries = list(dict.fromkeys([q for parts in by_fact for part in parts for q in part] + probes.items()))
     log.info("evaluation: %d prompts", len(queries))
-    scores = dict(zip(queries, score(model, tokenizer, resolve_joints(model, tokenizer, queries)), strict=True))
+    new = [query for query in queries if query not in joints]
+    joints.update(zip(new, resolve_joints(model, tokenizer, new), strict=True))
+    scores = dict(zip(queries, score(model, tokenizer, [joints[query] for query in queries]), strict=True))
     completions = generate(
         model, tokenizer, [fact.request.prompt for fact in facts], tokens=_COMPLETION_TOKENS, special=True
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zerounlearn.errors import ConfigError, EditError, OutputError, RequestError, ZeroUnlearnError
+from zerounlearn.errors import ConfigError, OutputError, RequestError, ZeroUnlearnError
 from zerounlearn.resources import HPARAMS, STUDIES, find, names
 from zerounlearn.version import __version__
 
@@ -456,7 +456,7 @@ def _check_without_weights(method: Any, facts: list[Fact], *, trust_remote_code:
     from zerounlearn.model.loading import check_device, skeleton_of
 
     if not isinstance(method.model_name, str):
-        raise EditError("model_name: the command line takes a name")
+        raise ConfigError("model_name: the command line takes a name or a folder, not a model")
     check_device(method.device)
     skeleton = skeleton_of(method.model_name, trust_remote_code=trust_remote_code)
     method.check(skeleton)
