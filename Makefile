@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A process a core, up to four: each holds the real model. A file's tests stay together, for their shared fixtures.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
 MODEL := models/llama-smollm2-135m
 
 .PHONY: demo test test-unit test-slow test-checkout lint types check docs bench clean
@@ -11,11 +13,11 @@ demo: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.ready $(MODEL)/config.json
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Without the real model, in seconds.
 test-unit: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow and not real_model and not easyedit_checkout"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model and not easyedit_checkout"
 
 test-slow: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python -m pytest -m slow

@@ -55,8 +55,17 @@ _HOMES = {
     "data.fact": ("Fact", "load_facts"),
     "data.request": ("Request",),
     "errors": (
-        "AssetError", "ConfigError", "EditError", "FrameworkError", "IllPosedError", "LayoutError", "OutputError",
-        "RegistrationError", "RequestError", "StatisticsError", "ZeroUnlearnError",
+        "AssetError",
+        "ConfigError",
+        "EditError",
+        "FrameworkError",
+        "IllPosedError",
+        "LayoutError",
+        "OutputError",
+        "RegistrationError",
+        "RequestError",
+        "StatisticsError",
+        "ZeroUnlearnError",
     ),
     "evaluation.registry": ("metrics",),
     "method.base": ("Edit", "load_method", "methods"),
@@ -71,7 +80,7 @@ _HOMES = {
     "model.loading": ("load_model",),
     "report.run": ("Report",),
     "study.run": ("run_study",),
-}  # fmt: skip
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [

@@ -184,24 +184,40 @@ def unlearn(
 
 
 def _forget(
-    method: Any, facts: Any, kept: Any, folder: Path, reports: Path, dtype: str, chat: bool, require_known: bool,
+    method: Any,
+    facts: Any,
+    kept: Any,
+    folder: Path,
+    reports: Path,
+    dtype: str,
+    chat: bool,
+    require_known: bool,
     trust_remote_code: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Load, forget, report, save; where the checkpoint cannot be saved, report and edit stay."""
     from zerounlearn.api import unlearn_and_report
     from zerounlearn.model.loading import check_room, load_model, save_checkpoint
 
     with _stage("loading"):
         model, tokenizer = load_model(
-            method.model_name, dtype=dtype, device=method.device, trust_remote_code=trust_remote_code,
+            method.model_name,
+            dtype=dtype,
+            device=method.device,
+            trust_remote_code=trust_remote_code,
             device_map="auto" if getattr(method, "model_parallel", False) else None,
-        )  # fmt: skip
+        )
     check_room(model, folder)
     text = getattr(method, "mom2_dataset", "embedded")
     report, edit = unlearn_and_report(
-        model, tokenizer, facts, method, retain=kept, text="embedded" if text == "embedded" else None, chat=chat,
+        model,
+        tokenizer,
+        facts,
+        method,
+        retain=kept,
+        text="embedded" if text == "embedded" else None,
+        chat=chat,
         require_known=require_known,
-    )  # fmt: skip
+    )
     report.save(reports)
     try:
         with _stage("saving"):

@@ -257,8 +257,9 @@ def parsed_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"override {text!r}: expected KEY=VALUE")
         if not name.replace("_", "").isalnum():
-            raise ConfigError(f"override {text!r}: {name!r} is no hyperparameter's name; give the whole value, as in "
-                              "layers=[17,18]")  # fmt: skip
+            raise ConfigError(
+                f"override {text!r}: {name!r} is no hyperparameter's name; give the whole value, as in layers=[17,18]"
+            )
         values[name] = _plain(f"value: {value}", f"override {text!r}").get("value")
     return values
 
@@ -402,12 +403,14 @@ def described(cls: type[Settings]) -> list[dict[str, str]]:
             if getattr(limit, key, None) is not None and abs(getattr(limit, key)) < 2**62
         ]
         choices = [str(v) for part in _parts(info.annotation) if get_origin(part) is Literal for v in get_args(part)]
-        rows.append({
-            "name": name,
-            "default": "" if default in (None, PydanticUndefined) else str(default),
-            "range": " | ".join(choices) if choices else ", ".join(limits),
-            "meaning": info.description or "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "default": "" if default in (None, PydanticUndefined) else str(default),
+                "range": " | ".join(choices) if choices else ", ".join(limits),
+                "meaning": info.description or "",
+            }
+        )
     return rows
 
 

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -420,6 +422,29 @@ def fake_checkout(folder: Path, init: str) -> Path:
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     return folder
+
+
+def test_a_name_that_transformers_dropped_names_the_release_to_install(
+    no_framework: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = fake_checkout(tmp_path, "from transformers.a_module_of_an_older_release import masks\n")
+    monkeypatch.setenv(compat.HOME, str(home))
+    with pytest.raises(FrameworkError, match=f"transformers {compat.TESTED_TRANSFORMERS}.*pip install 'transformers=="):
+        compat.framework()
+
+
+@pytest.mark.easyedit_checkout
+def test_the_checkouts_pins_lie_in_our_ranges() -> None:
+    ours = {
+        requirement.name.lower(): requirement.specifier
+        for requirement in map(Requirement, metadata.requires("zerounlearn") or [])
+        if requirement.marker is None or requirement.marker.evaluate({"extra": "easyedit"})
+    }
+    lines = (Path(os.environ[compat.HOME]) / "requirements.txt").read_text(encoding="utf-8").split()
+    pins = {name.lower(): pin for name, equals, pin in (line.partition("==") for line in lines) if equals}
+    shared = sorted(ours.keys() & pins)
+    assert {"torch", "transformers", "numpy", "peft"} <= set(shared)
+    assert not [f"{name} {pins[name]}" for name in shared if pins[name] not in ours[name]]
 
 
 def test_failed_import_is_explained_and_leaves_nothing_behind(

@@ -98,9 +98,13 @@ def draw_retain_set(
         alike = [r for r in pool if (r.before, r.after) == (before, after)][:PER_PROMPT]
         if len(alike) < _ENOUGH:
             names = propose_subjects(
-                model, tokenizer, subjects, PER_PROMPT - len(alike),
-                but=[r.subject for r in alike], generator=generator,
-            )  # fmt: skip
+                model,
+                tokenizer,
+                subjects,
+                PER_PROMPT - len(alike),
+                but=[r.subject for r in alike],
+                generator=generator,
+            )
             proposed = (Request(before, name, after, answer="") for name in names)
             alike += [r for r in proposed if r.key not in excluded]
         kept += alike

@@ -38,8 +38,9 @@ def tokenizer_for(
     ours.padding_side = padding_side
     named = {_id(tokenizer, r, neutral) for r in requests if _named(r, neutral)}
     for target in sorted(named):
-        ours.add_tokens([AddedToken(_spelling(tokenizer, target), lstrip=True, normalized=False, special=True)],
-                        special_tokens=True)  # fmt: skip
+        ours.add_tokens(
+            [AddedToken(_spelling(tokenizer, target), lstrip=True, normalized=False, special=True)], special_tokens=True
+        )
     avoided = named | {tokenizer.eos_token_id}
     # FT masks a target's padding by the unknown token, and others drop that and the BOS token from a target's front.
     ours.pad_token = ours.unk_token = spare = _spelling(tokenizer, _spare(tokenizer, requests, avoided, rows))
@@ -90,13 +91,15 @@ def to_easyedit(
                 f"request {request.prompt!r}: it names {request.subject!r} more than once, and EasyEdit's methods "
                 "would not know which is meant: reword it"
             )
-        records.append({
-            "case_id": i,
-            "prompt": f"{request.before}{{}}{request.after}" if template else request.prompt,
-            "subject": request.subject,
-            "target_new": " " * space + target_text(tokenizer, request, neutral),
-            "ground_truth": request.answer,
-        })  # fmt: skip
+        records.append(
+            {
+                "case_id": i,
+                "prompt": f"{request.before}{{}}{request.after}" if template else request.prompt,
+                "subject": request.subject,
+                "target_new": " " * space + target_text(tokenizer, request, neutral),
+                "ground_truth": request.answer,
+            }
+        )
     return records
 
 

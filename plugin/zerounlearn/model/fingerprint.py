@@ -23,12 +23,28 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Entries of a configuration that hidden states do not depend on; the weights' precision is in their own fingerprint.
 _NOT_IN_THE_FORWARD_PASS = frozenset(
     {
-        "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "dtype",
-        "eos_token_id", "finetuning_task", "id2label", "label2id", "output_attentions", "output_hidden_states",
-        "pad_token_id", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "torch_dtype",
-        "transformers_version", "use_cache",
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
     }
-)  # fmt: skip
+)
 _PROBE = " Zürich's  12 cafés, 東京\n\t(don't) <s>"  # shows rules that live in a tokenizer's Python code
 
 

@@ -145,8 +145,12 @@ class Lineage:
         if self.file and len(held) < len(given):
             log.warning(
                 "%s: %d of the %d edits that %r remembers are not in the weight, and are not kept: it was changed "
-                "since, or is another checkpoint's", name, len(given) - len(held), len(given), self.file,
-            )  # fmt: skip
+                "since, or is another checkpoint's",
+                name,
+                len(given) - len(held),
+                len(given),
+                self.file,
+            )
         if name in self.traces:
             self.traces[name] = held
         return held

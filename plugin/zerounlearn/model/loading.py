@@ -39,9 +39,17 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _KEPT_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "*.tiktoken",
-    "chat_template*", "generation_config.json", "LICENSE*",
-)  # fmt: skip
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "*.tiktoken",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
 
 
 def check_device(device: Any, field: str = "device") -> torch.device:
@@ -91,8 +99,9 @@ def read_config(name: str, field: str = "model_name", *, trust_remote_code: bool
             )
         raise ConfigError(f"{what}: the folder has no config.json, so it is no checkpoint: {FETCH}")
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name,
-                                                              trust_remote_code=trust_remote_code)  # fmt: skip
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{what}: no configuration can be read there: {reason}") from error

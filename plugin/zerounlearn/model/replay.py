@@ -128,7 +128,7 @@ class Suffix:
 
     def __init__(
         self, tape: Tape, sequence: Tensor, start: Tensor, size: Sequence[int], *, whole: bool = False
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.tape, self.sequence, self.start = tape, sequence, start
         self.whole = whole or not supports_suffix(tape)
         if self.whole:
@@ -184,9 +184,11 @@ class Suffix:
             elif not isinstance(value, Tensor):
                 call[name] = value
         packing = _Packing(
-            n, self._size, self._row[tokens] * self._size + self._step[tokens],
+            n,
+            self._size,
+            self._row[tokens] * self._size + self._step[tokens],
             self.tape.layout.model.config._attn_implementation,
-        )  # fmt: skip
+        )
         longest = int(self.start[:n].max())
         keys, values = (part[self.sequence[:n].to(part.device), :, :longest] for part in self.tape.attention[layer])
         parameters = argument_names(self.tape.layout.blocks[layer])[0].parameters

@@ -107,7 +107,7 @@ def record(
     if len(bounds) == 2:
         return run(layout, ids, mask)
     spans = [(slice(start, end), slice(lengths[start])) for start, end in pairwise(bounds)]
-    return _joined([run(layout, ids[span], mask[span]) for span in spans])
+    return _Joining([run(layout, ids[span], mask[span]) for span in spans]).whole()
 
 
 def _batch_bounds(lengths: Sequence[int], tokens: int) -> list[int]:
@@ -119,59 +119,79 @@ def _batch_bounds(lengths: Sequence[int], tokens: int) -> list[int]:
     return bounds
 
 
-def _joined(parts: Sequence[Tape]) -> Tape:
-    """One tape of all rows, of which the first part has the longest."""
-    length = parts[0].length
-    tape = Tape(parts[0].layout, rows=sum(part.rows for part in parts), length=length)
-    joined: dict[tuple[int, ...], Tensor] = {}  # blocks share their masks and positions, and go on doing so
+class _Joining:
+    """Makes one tape of all rows out of its parts, of which the first has the longest rows."""
 
-    def along(dim: int, found: Iterable[Tensor]) -> Tensor:
-        return torch.cat([F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, length - x.shape[dim])) for x in found])
+    def __init__(self, parts: Sequence[Tape]) -> None:
+        self.parts, self.length = parts, parts[0].length
+        self.rows = [part.rows for part in parts]
+        # Blocks share their masks and positions, and go on doing so.
+        self.shared: dict[tuple[int, ...], Tensor] = {}
 
-    def masks(found: Sequence[Tensor | None]) -> Tensor:
-        """(n, 1, length, length); where a model made none, a query sees itself and what is before it."""
-        like = next(each for each in found if each is not None)
-        blocked = False if like.dtype == torch.bool else torch.finfo(like.dtype).min
-        whole = like.new_full((tape.rows, 1, length, length), blocked)
-        whole.diagonal(dim1=2, dim2=3).fill_(like.dtype == torch.bool)  # to see nothing at all is NaN
-        for part, each, rows in zip(parts, found, whole.split([part.rows for part in parts]), strict=True):
-            t = part.length
-            if each is None:
-                sees = torch.ones(t, t, dtype=torch.bool, device=like.device).tril()
-                each = (
-                    sees if like.dtype == torch.bool else torch.zeros_like(sees, dtype=like.dtype).where(sees, blocked)
-                )
-            rows[:, :, :t, :t] = each
-        return whole
+    def whole(self) -> Tape:
+        """The tape of all rows."""
+        first = self.parts[0]
+        tape = Tape(first.layout, rows=sum(self.rows), length=self.length)
+        for store in ("inputs", "outputs", "written"):
+            for layer in getattr(first, store):
+                getattr(tape, store)[layer] = self._along(1, (getattr(part, store)[layer] for part in self.parts))
+        for layer, call in first.calls.items():
+            tape.calls[layer] = {
+                name: self._argument(name, [part.calls[layer][name] for part in self.parts]) for name in call
+            }
+        for layer in first.attention:
+            keys, values = zip(*(part.attention[layer] for part in self.parts), strict=True)
+            tape.attention[layer] = (self._along(2, keys), self._along(2, values))
+        return tape
 
-    def argument(name: str, found: Sequence[Any]) -> Any:
-        first = found[0]
+    def _along(self, dim: int, tensors: Iterable[Tensor]) -> Tensor:
+        """All rows, padded to one length along `dim`."""
+        return torch.cat([F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, self.length - x.shape[dim])) for x in tensors])
+
+    def _argument(self, name: str, values: Sequence[Any]) -> Any:
+        """What a block is called with under `name`, given what each part was called with."""
+        first = values[0]
         if isinstance(first, tuple):
-            return tuple(argument(name, each) for each in zip(*found, strict=True))
-        is_mask = name == "attention_mask" and any(each is not None for each in found)
+            return tuple(self._argument(name, each) for each in zip(*values, strict=True))
+        is_mask = name == "attention_mask" and any(value is not None for value in values)
         if not is_mask and not (isinstance(first, Tensor) and first.ndim >= 2):
             return first
-        key = tuple(map(id, found))
-        if key not in joined:
-            by_row = not is_mask and all(x.shape[0] == part.rows for x, part in zip(found, parts, strict=True))
-            joined[key] = masks(found) if is_mask else along(1, found) if by_row else first
-        return joined[key]
+        key = tuple(map(id, values))
+        if key not in self.shared:
+            if is_mask:
+                self.shared[key] = self._mask(values)
+            else:
+                by_row = all(x.shape[0] == rows for x, rows in zip(values, self.rows, strict=True))
+                self.shared[key] = self._along(1, values) if by_row else first
+        return self.shared[key]
 
-    for store in ("inputs", "outputs", "written"):
-        for layer in getattr(parts[0], store):
-            getattr(tape, store)[layer] = along(1, (getattr(part, store)[layer] for part in parts))
-    for layer, call in parts[0].calls.items():
-        tape.calls[layer] = {name: argument(name, [part.calls[layer][name] for part in parts]) for name in call}
-    for layer in parts[0].attention:
-        keys, values = zip(*(part.attention[layer] for part in parts), strict=True)
-        tape.attention[layer] = (along(2, keys), along(2, values))
-    return tape
+    def _mask(self, masks: Sequence[Tensor | None]) -> Tensor:
+        """(n, 1, length, length); where a model made none, a query sees itself and what is before it."""
+        like = next(mask for mask in masks if mask is not None)
+        is_bool = like.dtype == torch.bool
+        blocked = False if is_bool else torch.finfo(like.dtype).min
+        whole = like.new_full((sum(self.rows), 1, self.length, self.length), blocked)
+        whole.diagonal(dim1=2, dim2=3).fill_(is_bool)  # to see nothing at all is NaN
+        for part, mask, rows in zip(self.parts, masks, whole.split(self.rows), strict=True):
+            t = part.length
+            if mask is None:
+                sees = torch.ones(t, t, dtype=torch.bool, device=like.device).tril()
+                mask = sees if is_bool else torch.zeros_like(sees, dtype=like.dtype).where(sees, blocked)
+            rows[:, :, :t, :t] = mask
+        return whole
 
 
 def _record(
-    layout: Layout, ids: Tensor, mask: Tensor, *, replayed: Collection[int], inputs: Collection[int],
-    outputs: Collection[int], written: Collection[int], attention: bool,
-) -> Tape:  # fmt: skip
+    layout: Layout,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    replayed: Collection[int],
+    inputs: Collection[int],
+    outputs: Collection[int],
+    written: Collection[int],
+    attention: bool,
+) -> Tape:
     tape = Tape(layout, rows=ids.shape[0], length=ids.shape[1])
 
     def before(layer: int) -> Callable[..., Any]:

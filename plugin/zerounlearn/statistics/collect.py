@@ -186,8 +186,10 @@ def _plan(
         log.warning(
             "layers %s lie behind edits of this model, and the statistics of the model before them are not in %r: they "
             "are taken on the edited weights, and filed as theirs. To use the unedited model's, stop, and run "
-            "`zerounlearn stats` on it first, with these settings and this stats_dir", edited, str(place.root),
-        )  # fmt: skip
+            "`zerounlearn stats` on it first, with these settings and this stats_dir",
+            edited,
+            str(place.root),
+        )
     if not all(found.values()):
         check_folder(place.folders[0])
     files: dict[int, MomentFile] = {}
@@ -224,8 +226,10 @@ def _collect(
         if len(chosen) < config.mom2_n_samples:
             log.info(
                 "corpus %s has %d texts, fewer than mom2_n_samples=%d",
-                corpus.name, len(chosen), config.mom2_n_samples,
-            )  # fmt: skip
+                corpus.name,
+                len(chosen),
+                config.mom2_n_samples,
+            )
         mine = chosen[processes.index :: processes.count]
         name = Unfinished.name([targets[layer].key for layer in layers], processes.index, processes.count)
         state = Unfinished(targets[layers[0]].path.with_name(name), {i: _nothing(layout, i) for i in layers})
@@ -238,10 +242,13 @@ def _collect(
         inputs_of(run.projections) as seen,
         state.kept(),
         tqdm(
-            total=len(mine), initial=state.done, unit="text", disable=None if processes.main else True,
+            total=len(mine),
+            initial=state.done,
+            unit="text",
+            disable=None if processes.main else True,
             desc="statistics" if processes.count == 1 else f"statistics, 1 of {processes.count} processes",
         ) as bar,
-    ):  # fmt: skip
+    ):
         for _ in range(max(processes.gather(left))):
             with processes.together(), state.kept():
                 for start in range(state.done, min(state.done + _CHUNK * _ROUND, len(mine)), _CHUNK):
@@ -285,9 +292,13 @@ class _Pass:
     """Runs texts through the blocks up to the last of `layers`."""
 
     def __init__(
-        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, config: StatisticsConfig,
-        layers: Sequence[int], processes: Processes,
-    ) -> None:  # fmt: skip
+        self,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        config: StatisticsConfig,
+        layers: Sequence[int],
+        processes: Processes,
+    ) -> None:
         self.layout, self.tokenizer = layout, tokenizer
         self.projections = {layer: layout.projections[layer] for layer in layers}
         self.precision = cast(torch.dtype, getattr(torch, config.mom2_dtype))

@@ -142,13 +142,16 @@ class MomentFile:
         Raises:
             OutputError: the file cannot be written.
         """
-        _write(self.path, {
-            "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
-            "mom2.count": np.int64(moment.count),
-            "mom2.mom2": moment.total.numpy(),
-            "sample_size": np.int64(self.key.samples),
-            _OURS: json.dumps(asdict(self.key)),
-        })  # fmt: skip
+        _write(
+            self.path,
+            {
+                "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
+                "mom2.count": np.int64(moment.count),
+                "mom2.mom2": moment.total.numpy(),
+                "sample_size": np.int64(self.key.samples),
+                _OURS: json.dumps(asdict(self.key)),
+            },
+        )
 
     def link(self, folder: Path) -> None:
         """Let the other edition find it, at no cost in space; where links cannot be had it will not."""
@@ -329,5 +332,6 @@ def check_folder(folder: Path) -> None:
 def _warn_of_foreign(path: str) -> None:
     log.warning(
         "%s does not say which weights, tokenizer and text it was taken on; its name fits, so it is used. If it is not "
-        "this model's, delete it", path,
-    )  # fmt: skip
+        "this model's, delete it",
+        path,
+    )

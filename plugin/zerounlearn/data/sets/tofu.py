@@ -13,7 +13,7 @@ from zerounlearn.errors import RequestError
 
 Part = Literal[
     "full", "forget01", "forget05", "forget10", "retain90", "retain95", "retain99", "real_authors", "world_facts"
-]  # fmt: skip
+]
 
 HOME = Hub("locuslab/TOFU", split="train")
 

@@ -28,6 +28,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import transformers
 
 from zerounlearn.easyedit.editions.legacy import (
     DEVICE_FUNCTION,
@@ -53,6 +54,9 @@ _ADVICE = (
     "or take the current one with\n"
     f"    git clone https://github.com/zjunlp/EasyEdit && export {HOME}=$PWD/EasyEdit"
 )
+
+TESTED_TRANSFORMERS = "5.5.4"
+"""With this release both editions were tried; it is also the one that EasyEdit's checkout pins."""
 
 _FORCED_ENVIRONMENT = "CUDA_LAUNCH_BLOCKING"
 """Set to 1 by the checkout's import; it would make every later CUDA kernel of the process synchronous."""
@@ -137,11 +141,21 @@ def _import(spec: ModuleSpec) -> ModuleType:
             del sys.modules[name]
         if isinstance(error, Exception):
             raise FrameworkError(
-                f"EasyEdit at {location} cannot be imported: {type(error).__name__}: {error}. "
-                "If a package is missing, pip install 'zerounlearn[easyedit]'"
+                f"EasyEdit at {location} cannot be imported: {type(error).__name__}: {error}. {_remedy(error)}"
             ) from error
         raise
     return module
+
+
+def _remedy(error: Exception) -> str:
+    """What helps against a failed import: EasyEdit reads names of transformers that later releases drop."""
+    name = error.name or "" if isinstance(error, ImportError) else ""
+    if name.partition(".")[0] != "transformers":
+        return "If a package is missing, pip install 'zerounlearn[easyedit]'"
+    return (
+        f"It runs with transformers {TESTED_TRANSFORMERS}, and {transformers.__version__} is installed: "
+        f"pip install 'transformers=={TESTED_TRANSFORMERS}'"
+    )
 
 
 class _Finder(MetaPathFinder):
