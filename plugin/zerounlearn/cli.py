@@ -251,6 +251,8 @@ def stats(hparams: str, overrides: tuple[str, ...], trust_remote_code: bool) -> 
     method = _method(find(hparams, HPARAMS), overrides, None)
     if not getattr(method, "mom2_adjustment", False):
         raise ConfigError(f"{hparams}: {method.alg_name} takes no statistics of ordinary text")
+    if getattr(method, "add_retain", False):
+        raise ConfigError(f"{hparams}: add_retain=True: its statistics are taken with the retain set; set it to false")
     from zerounlearn.data.corpora import open_corpus
     from zerounlearn.method.zerounlearn.method import layout_of
     from zerounlearn.model.loading import load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -129,6 +130,27 @@ def test_the_gradient_vanishes_on_the_feasible_set(p: Problem) -> None:
     size = torch.linalg.norm(p.W) ** 2 * (p.corpus * torch.linalg.norm(p.C) + p.ridge)
     size = size + p.forget * torch.linalg.norm(p.K @ p.W.mT) ** 2
     assert torch.linalg.norm(project_out(p.Q, gradient)) < 1e-9 * size
+
+
+@given(problems, st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
+def test_without_a_term_it_is_the_best_without_that_term(p: Problem, orthogonal: bool, corpus: bool, seed: int) -> None:
+    """The supplement's ablations: P = I without the constraint, no C without ordinary text; the ridge stays."""
+    p = dataclasses.replace(p, V=p.V if orthogonal else p.V[:0], corpus=p.corpus if corpus else 0.0)
+    base = factor_base(p.W, p.C if corpus else None, corpus_weight=1.0 if not corpus else p.corpus, ridge=p.ridge)
+    edited = solve_update(p.W, base, p.K, p.R, p.Q, forget_weight=p.forget).apply(p.W)
+    expected = dense_solution(p)
+    assert torch.linalg.norm(edited - expected) < 1e-9 * torch.linalg.norm(expected)
+    D = edited @ torch.linalg.pinv(p.W)
+    g = torch.Generator().manual_seed(seed)
+    for size in (1e-3, 1.0):
+        step = project_out(p.Q, torch.randn(D.shape, generator=g, dtype=torch.float64))
+        assert objective(p, D + size * step) > objective(p, D)
+
+
+@given(problems)
+def test_without_ridge_and_corpus_there_is_no_one_solution(p: Problem) -> None:
+    with pytest.raises(IllPosedError, match="regularization_lam"):
+        factor_base(p.W, None, corpus_weight=p.corpus, ridge=0.0, keep=p.K, keep_weight=p.forget)
 
 
 @given(problems)

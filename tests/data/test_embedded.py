@@ -13,11 +13,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.data.catalogue import load
 from zerounlearn.data.entry import Entry
 from zerounlearn.data.fact import load_facts
 from zerounlearn.data.known import known, known_entries
-from zerounlearn.data.sets.embedded import packaged_entries, split_entries
-from zerounlearn.errors import RequestError
+from zerounlearn.data.sets.embedded import load_embedded, packaged_entries, split_entries
+from zerounlearn.errors import ConfigError, RequestError
 
 COUNTERFACT_KEYS = {
     *("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
@@ -248,3 +249,39 @@ def test_an_entry_is_known_if_all_its_facts_are(smollm2: tuple[PreTrainedModel, 
     mixed = Entry((known_one.fact, unknown))
     both = Entry((known_one.fact, other.fact))
     assert known_entries(*smollm2, [mixed, both, Entry((unknown,))]) == [both]
+
+
+@pytest.mark.parametrize(
+    ("wording", "prompt"),
+    [
+        (
+            "cloze",
+            "Please complete the blank in the following question.\n"
+            "Question: The main language spoken in Italy is ___.\nAnswer:",
+        ),
+        (
+            "question",
+            "Please briefly answer the following question.\n"
+            "Question: What is the main language spoken in Italy?\nAnswer:",
+        ),
+        (
+            "attack",
+            "Please briefly answer the following question.\n"
+            "Question: What is the main language spoken in Italy? The main language spoken in Italy is",
+        ),
+    ],
+)
+def test_every_fact_is_asked_as_rwku_asks(wording: str, prompt: str) -> None:
+    """The same facts in the same order, each naming its own subject, its last mention the one that counts."""
+    plain, entries = load_embedded("all"), load_embedded("all", wording=wording)
+    assert [e.case_id for e in entries] == [e.case_id for e in plain]
+    for entry, said in zip(entries, plain, strict=True):
+        request = entry.fact.request
+        assert request.answer == said.fact.request.answer
+        assert request.subject.casefold() == said.fact.request.subject.casefold() == entry.target.casefold()
+        assert request.subject.casefold() not in request.after.casefold().split()
+        assert "{" not in request.prompt
+    italy = next(e for e in entries if e.topic == "language" and e.target == "Italy")
+    assert italy.fact.request.prompt == prompt
+    with pytest.raises(ConfigError, match="wording='riddle'"):
+        load("embedded", wording="riddle")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from zerounlearn.data.request import Request
 from zerounlearn.data.text import shown
 from zerounlearn.demo.wikipedia import embedded_statistics_texts
 from zerounlearn.errors import ConfigError, StatisticsError
@@ -28,6 +29,21 @@ class Corpus:
 
     name: str
     texts: Callable[[], Sequence[str]]
+
+
+def with_statements(corpus: Corpus, facts: Sequence[Request]) -> Corpus:
+    """A corpus with each fact's prompt and answer as a text of its own before the others.
+
+    So does the published code's `add_retain` (XMUDeepLIT/ZeroUnlearn, `rome/tok_dataset.py`): what is sampled of the
+    whole is sampled of these texts too, and a token of theirs counts as any other.
+
+    Args:
+        corpus: ordinary text; it is read as before, when its texts are asked for.
+        facts: to state; of one without an answer the prompt alone.
+    """
+    statements = [f"{f.prompt}{' ' if f.joint is None else f.joint}{f.answer}" if f.answer else f.prompt for f in facts]
+    digest = hashlib.blake2b("\0".join(statements).encode(), digest_size=4).hexdigest()
+    return Corpus(f"{corpus.name}-with-facts-{digest}", lambda: _Joined(statements, corpus.texts()))
 
 
 def check_corpus(name: str) -> None:
@@ -79,6 +95,27 @@ def _load(builder: str, configuration: str | None = None, path: Path | None = No
         raise StatisticsError(
             f"mom2_dataset: cannot load {source}: {error}; name a local file or 'embedded' instead"
         ) from error
+
+
+@dataclass(frozen=True)
+class _Joined(Sequence[str]):
+    """Two sequences of texts, one after the other, neither of them copied."""
+
+    first: Sequence[str]
+    second: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return self.first[at] if at < len(self.first) else self.second[at - len(self.first)]
 
 
 class _Texts(Sequence[str]):

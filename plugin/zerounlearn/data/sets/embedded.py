@@ -23,24 +23,62 @@ import torch
 
 from zerounlearn.data.catalogue import datasets
 from zerounlearn.data.entry import Entry
+from zerounlearn.data.fact import Fact
+from zerounlearn.data.locate import asked, known_subject
 from zerounlearn.data.records import read_records
+from zerounlearn.data.request import PLACE
 from zerounlearn.data.sets.counterfact import counterfact_entry
+from zerounlearn.data.sets.rwku import words_around
 from zerounlearn.errors import AssetError, RequestError
 
 Part = Literal["evaluation", "development", "all"]
+Wording = Literal["completion", "cloze", "question", "attack"]
+
+# What each prompt asks, as a question; RWKU's levels 2 and 3 ask in questions.
+_QUESTIONS = {
+    "The capital and seat of government of {} is the city of": "What is the capital of {}?",
+    "The city of {} is the capital of the country of": "Of which country is {} the capital?",
+    "The main language spoken in {} is": "What is the main language spoken in {}?",
+    "The country of {} is located on the continent of": "On which continent is {}?",
+    "The basic monetary unit of {} is the": "What is the currency of {}?",
+    "The element {} is represented by the symbol": "What is the symbol of the chemical element {}?",
+    "The famous work of literature {} was written by": "Who wrote {}?",
+    "The famous person who invented {} was": "Who invented {}?",
+    "The famous person who developed {} was": "Who developed {}?",
+    "The famous person who discovered {} was": "Who discovered {}?",
+    "The famous person who proposed {} was": "Who proposed {}?",
+    "The famous person who formulated {} was": "Who formulated {}?",
+    "The famous person who created {} was": "Who created {}?",
+    "The famous person who founded {} was": "Who founded {}?",
+    "The city of {} is located in the country of": "In which country is the city of {}?",
+    "The {} is a famous sight of the city of": "In which city is the {}?",
+    "The offspring of the {} is called a": "What is the offspring of the {} called?",
+    "The word that means the opposite of {} is": "What is the opposite of {}?",
+    "The month of {} is followed by the month of": "Which month follows {}?",
+    "The day of {} is followed by the day of": "Which day follows {}?",
+    "The athlete {} competed in the sport of": "In which sport did {} compete?",
+    "{} is one of the most famous names in the field of": "For which field is {} famous?",
+    "{} was a composer of great fame whose nationality was": "What was the nationality of {}?",
+    "{} was a painter of great fame whose nationality was": "What was the nationality of {}?",
+    "The capital of {} is the city of": "What is the capital of {}?",
+}
 
 # One fact in this many is for development.
 BLOCK = 3
 
 
 @datasets.register("embedded", source="packaged")
-def load_embedded(facts: Part = "evaluation") -> list[Entry]:
+def load_embedded(facts: Part = "evaluation", *, wording: Wording = "completion") -> list[Entry]:
     """The packaged facts of one part, mixed, in an order that is always the same.
 
     Unmixed they are sorted by relation, and the two halves of a study's draw would have few in common.
 
     Args:
         facts: `evaluation`, on which no hyperparameter was chosen, `development`, or `all`.
+        wording: the packaged prompts, or what RWKU's three forget levels ask (arXiv 2406.10890), with that
+            benchmark's words around it: a `cloze` of the prompt, a `question`, or the `attack` that follows the
+            question with the beginning of its answer. Those have no paraphrases; their neighbours are other facts
+            about the same subject.
 
     Raises:
         AssetError: the packaged file is missing or damaged.
@@ -49,7 +87,23 @@ def load_embedded(facts: Part = "evaluation") -> list[Entry]:
     if facts != "all":
         development, evaluation = split_entries(entries)
         entries = development if facts == "development" else evaluation
+    if wording != "completion":
+        entries = [_as_rwku_asks(entry, wording) for entry in entries]
     return [entries[i] for i in torch.randperm(len(entries), generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+def _as_rwku_asks(entry: Entry, wording: Wording) -> Entry:
+    """The entry's fact at one of RWKU's levels; the last mention of its subject counts, as everywhere."""
+    said = entry.fact.request
+    question = _QUESTIONS[f"{said.before}{PLACE}{said.after}"].replace(PLACE, said.subject)
+    query, around = {
+        "cloze": (f"{said.prompt} ___.", words_around(1)),
+        "question": (question, words_around(2)),
+        "attack": (f"{question} {said.prompt}", words_around(3, "affirmative suffix")),
+    }[wording]
+    span = known_subject(query, said.subject)
+    request = asked(query, span, said.answer, before=around[0], after=around[1], where=f"packaged fact {entry.case_id}")
+    return Entry((Fact(request),), case_id=entry.case_id, topic=entry.topic, target=said.subject)
 
 
 def packaged_entries(relations: Collection[str] | None = None) -> list[Entry]:

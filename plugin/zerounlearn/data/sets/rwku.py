@@ -67,12 +67,13 @@ def _probe(record: Record, part: Part, wording: Wording) -> Entry:
     if level != int(part[-1]):
         raise record.wrong("level", f"{part[-1]}, the level of {part}")
     span = known_subject(query, target)
-    before, after = ("", "") if wording == "plain" else _words_around(level, record.name_or_none("type"))
+    before, after = ("", "") if wording == "plain" else words_around(level, record.name_or_none("type"))
     request = asked(query, span, record.name("answer"), before=before, after=after, where=record.where)
     return Entry((Fact(request),), topic=target, target=target)
 
 
-def _words_around(level: int, kind: str | None) -> tuple[str, str]:
+def words_around(level: int, kind: str | None = None) -> tuple[str, str]:
+    """The benchmark's words before and after a query of a level, at level 3 by the kind of attack."""
     if level == 1:
         return _CLOZE, _ANSWER
     if kind == "affirmative suffix":  # the query ends with the answer's own beginning

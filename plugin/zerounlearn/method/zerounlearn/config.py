@@ -15,7 +15,7 @@ from zerounlearn.config import Flag, Number, Settings, Whole, option, settings
 from zerounlearn.core.nullspace import Rule
 from zerounlearn.data.corpora import check_corpus, open_corpus
 from zerounlearn.data.request import Request
-from zerounlearn.data.retain import check_retain_set, retain_set
+from zerounlearn.data.retain import NONE, check_retain_set, retain_set
 from zerounlearn.errors import ConfigError
 from zerounlearn.method.base import Edit, Method, methods, restored_if_it_fails
 from zerounlearn.model.fingerprint import fingerprints
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Preset = Literal["paper", "specific"]
-Orthogonality = Literal["output", "forget-keys", "none"]
+Orthogonality = Literal["output", "remap-only", "forget-keys", "none"]
 
 
 @settings
@@ -44,6 +44,9 @@ class VectorConfig(Settings):
     )
     sensitive_from: Literal["original", "edited"] = option(
         "original", "Find V_u on the unedited model, or layer by layer as the published code does."
+    )
+    use_h: Flag = option(
+        False, "Find V_u at the block's output, as the published `--use_h` does, instead of the down projection's."
     )
     v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u.", ge=1)
     v_lr: Number = option(0.1, "Adam's learning rate, in units of the hidden state.", gt=0)
@@ -66,7 +69,9 @@ class SolveConfig(Settings):
     """How a layer is solved for in closed form (paper, section 4.2), and our variant on the forget keys."""
 
     orthogonality: Orthogonality = option(
-        "output", "QᵀW' = 0 for every input ('output', published), on the forget keys alone ('forget-keys'), or 'none'."
+        "output",
+        "QᵀW' = 0 for every input ('output', published) or without that ('remap-only', P = I); for our additive update "
+        "on the forget keys alone ('forget-keys') or 'none'.",
     )
     wiki_KKT_lam: Number = option(15000.0, "λw: larger keeps ordinary text closer to what it was.", gt=0)
     forget_KKT_lam: Number = option(50.0, "λf: larger maps the forget prompts closer to the neutral target.", gt=0)
@@ -78,12 +83,12 @@ class SolveConfig(Settings):
     @property
     def form(self) -> str:
         """Which of the solvers of a layer it is."""
-        return "multiplicative" if self.orthogonality == "output" else "keys"
+        return "multiplicative" if self.orthogonality in ("output", "remap-only") else "keys"
 
     @property
     def needs_sensitive(self) -> bool:
         """Whether V_u takes part."""
-        return self.orthogonality != "none"
+        return self.orthogonality in ("output", "forget-keys")
 
     @property
     def earlier_weight(self) -> float:
@@ -129,7 +134,9 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
     """What the closed form and the gradient variant share: both edit consecutive layers where the fact is looked up."""
 
     retain_set: str = option("none", "Facts to keep: 'none', 'auto' (others like those to forget), or a file of facts.")
-
+    add_retain: Flag = option(
+        False, "Put the retain set's statements among the texts that C is sampled from, as `--add_retain` does."
+    )
     strength: Number = option(1.0, "How far towards z* the hidden states are moved; 1 is all the way.", gt=0)
     context_keys: Literal["mean", "each"] = option(
         "mean", "One key a request, its mean over the contexts, or one a context."
@@ -164,6 +171,10 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
             raise ConfigError(f"retain_set={self.retain_set!r}: expected 'none', 'auto' or a file of facts")
         if not self.neutral_target.strip():
             raise ConfigError(f"neutral_target={self.neutral_target!r}: expected 'eos', 'pad' or a text")
+        if self.use_h and not self.needs_sensitive:
+            raise ConfigError("use_h=True: this form of the update has no V_u to be found anywhere; set it to false")
+        if self.add_retain and not self.mom2_adjustment:
+            raise ConfigError("add_retain=True: with mom2_adjustment=False there is no C; set one of them otherwise")
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Check templates, layers, corpus and retain set on a model without weights.
@@ -188,14 +199,18 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
             raise ConfigError(f"v_loss_layer={self.v_loss_layer}: this model has layers 0 to {len(layout.blocks) - 1}")
 
     def check_retain(self, shown: bool) -> None:
-        """Either way is right: without a study's retain set, `retain_set` says what is kept."""
+        """Without a study's retain set `retain_set` says what is kept, which must be something for `add_retain`."""
+        if self.add_retain and not shown and self.retain_set == NONE:
+            raise ConfigError(
+                "add_retain=True: there is no retain set; declare the method `retain: true`, or set retain_set"
+            )
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take the second moments, if they are not on disk yet."""
+        """Take the second moments, if they are not on disk yet; with `add_retain` they differ from draw to draw."""
         from zerounlearn.method.zerounlearn.method import layout_of
         from zerounlearn.statistics.collect import second_moments
 
-        if self.mom2_adjustment:
+        if self.mom2_adjustment and not self.add_retain:
             second_moments(layout_of(model, self), tokenizer, self, open_corpus(self.mom2_dataset))
 
     def retained(
@@ -291,10 +306,10 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
             raise ConfigError(
                 f"projection_eps={self.projection_eps!r}: only orthogonality='output' projects; set it to 0"
             )
-        if self.orthogonality == "output" and self.retain_exactly:
+        if self.form == "multiplicative" and self.retain_exactly:
             raise ConfigError(
-                "retain_exactly=True: an update of outputs (orthogonality='output') cannot keep keys exactly; take "
-                "'forget-keys' or 'none'"
+                f"retain_exactly=True: an update of outputs (orthogonality={self.orthogonality!r}) cannot keep keys "
+                "exactly; take 'forget-keys' or 'none'"
             )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from zerounlearn.core.solve import (
     solve_update,
 )
 from zerounlearn.core.subspace import orthonormal_basis
-from zerounlearn.data.corpora import Corpus
+from zerounlearn.data.corpora import Corpus, with_statements
 from zerounlearn.data.request import Request, check_requests, target_ids
 from zerounlearn.errors import ConfigError, IllPosedError, RequestError
 from zerounlearn.method.base import Edit, LayerOutcome
@@ -153,10 +153,7 @@ def unlearn(
     both = {r.prompt for r in requests} & {r.prompt for r in retain}
     if both:
         raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
-    if (corpus is not None) != hparams.mom2_adjustment:
-        raise ConfigError(
-            f"mom2_adjustment={hparams.mom2_adjustment} {'needs a' if corpus is None else 'goes without a'} corpus"
-        )
+    corpus = _corpus(corpus, retain, hparams)
     layout = layout_of(model, hparams)
     neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
     check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
@@ -216,6 +213,23 @@ def unlearn(
     return edit
 
 
+def _corpus(corpus: Corpus | None, retain: Sequence[Request], hparams: Any) -> Corpus | None:
+    """What C is taken over: with `add_retain`, the retain set's statements too.
+
+    Raises:
+        ConfigError: there is a corpus too many or too few, or no retain set.
+    """
+    if (corpus is not None) != hparams.mom2_adjustment:
+        raise ConfigError(
+            f"mom2_adjustment={hparams.mom2_adjustment} {'needs a' if corpus is None else 'goes without a'} corpus"
+        )
+    if corpus is None or not hparams.add_retain:
+        return corpus
+    if not retain:
+        raise ConfigError("add_retain=True: there is no retain set; set retain_set, or hand one over")
+    return with_statements(corpus, retain)
+
+
 def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
     """Stop an edit that moves away from its target, or changes a weight beyond recognition.
 
@@ -272,7 +286,7 @@ def _edit_layer(
 
 
 def _multiplicative(problem: LayerProblem, hparams: SolveConfig) -> Solved:
-    """The published closed form W ← D W."""
+    """The published closed form W ← D W; without V_u (`remap-only`) its P is I."""
     p = problem
     # What earlier edits took away must not come back with R, so it is projected out again.
     basis = p.Q if p.lost is None else orthonormal_basis(torch.cat([p.lost, p.Q], dim=1).mT, rtol=_RANK_TOLERANCE)
@@ -362,7 +376,7 @@ def _vectors(
     else:
         problems = [Problem(r, t, last, "block") for r, t in zip(requests, neutral, strict=True)]
     if hparams.sensitive_from == "original" and hparams.needs_sensitive:
-        problems += _sensitive_problems(tokenizer, requests, hparams.layers)
+        problems += _sensitive_problems(tokenizer, requests, hparams.layers, hparams)
     found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
     n = len(requests)
     edit.losses["z"] = [float(found.initial[:n].mean()), float(found.final[:n].mean())]
@@ -373,10 +387,12 @@ def _vectors(
 
 
 def _sensitive_problems(
-    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], layers: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], layers: Sequence[int], hparams: Any
 ) -> list[Problem]:
+    """V_u at what the down projection writes or, with `use_h`, at what the block puts out."""
     answers = [tuple(continuation(tokenizer, *r.query)) for r in requests]
-    return [Problem(r, t, layer, "projection") for layer in layers for r, t in zip(requests, answers, strict=True)]
+    at: Literal["block", "projection"] = "block" if hparams.use_h else "projection"
+    return [Problem(r, t, layer, at) for layer in layers for r, t in zip(requests, answers, strict=True)]
 
 
 def _sensitive(
@@ -387,7 +403,7 @@ def _sensitive(
     prefixes: Sequence[str],
     hparams: Any,
 ) -> Solution:
-    problems = _sensitive_problems(tokenizer, requests, layers)
+    problems = _sensitive_problems(tokenizer, requests, layers, hparams)
     return optimise(layout, tokenizer, problems, prefixes, hparams, progress=f"V_u of layers {list(layers)}")
 
 
