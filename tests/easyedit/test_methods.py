@@ -221,15 +221,14 @@ def test_rect_keeps_memits_largest_relative_changes(model: Any, small_tokenizer:
 
 def test_prune_lowers_what_exceeds_the_weight(model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
     before = model.model.layers[2].mlp.down_proj.weight.detach().double()
-    gentle = "mom2_update_weight=1e4"
+    gentle = "mom2_update_weight=1e6"
     memit = edited(model, small_tokenizer, load("MEMIT", tmp_path, gentle))
     D, most = memit.double() - before, torch.linalg.matrix_norm(before, 2)
     prune = edited(model, small_tokenizer, load("MEMIT_prune", tmp_path, gentle))
     assert torch.linalg.matrix_norm(D, 2) <= most
     assert torch.equal(prune, memit)
-    strong = ("v_lr=100", "clamp_norm_factor=1000", "mom2_update_weight=1e-9")
-    memit = edited(model, small_tokenizer, load("MEMIT", tmp_path, *strong))
-    prune = edited(model, small_tokenizer, load("MEMIT_prune", tmp_path, *strong))
+    memit = edited(model, small_tokenizer, load("MEMIT", tmp_path))
+    prune = edited(model, small_tokenizer, load("MEMIT_prune", tmp_path))
     large, lowered = (torch.linalg.svdvals(x.double() - before) for x in (memit, prune))
     assert large[0] > 2 * most
     expected = torch.where(large > most, large.log() - most.log() + most, large)
