@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -55,6 +57,8 @@ def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype
         "mistral": lambda: MistralConfig(**shape, sliding_window=6),
         "gemma": lambda: GemmaConfig(**shape),
         "gemma2": lambda: Gemma2Config(**shape),
+        "granite": lambda: GraniteConfig(**{k: v for k, v in shape.items() if k != "head_dim"}, logits_scaling=4.0),
+        "cohere": lambda: CohereConfig(**{k: v for k, v in shape.items() if k != "head_dim"}, logit_scale=0.25),
         "gemma3_text": lambda: Gemma3TextConfig(**shape),
         "olmo2": lambda: Olmo2Config(**{k: v for k, v in shape.items() if k != "head_dim"}),
         "gpt2": lambda: GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=4, n_head=4, n_positions=64),

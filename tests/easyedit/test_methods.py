@@ -51,7 +51,9 @@ END = [
     Request.of("They speak the language of {}", "Lisbon", "Portuguese"),
     Request.of("The capital city of {}", "France", "Paris"),
 ]
-LOCATING = ("ROME", "MEMIT", "AlphaEdit", "PMET", "EMMET", "R-ROME")
+VARIANTS = ("MEMIT_seq", "MEMIT_rect", "MEMIT_prune")  # of MEMIT's file
+LOCATING = ("ROME", "MEMIT", *VARIANTS, "AlphaEdit", "PMET", "EMMET", "R-ROME")
+IN_THE_WHEEL = ("FT", "LoRA", "ROME", "MEMIT", *VARIANTS)
 
 
 @pytest.fixture
@@ -72,8 +74,10 @@ def model() -> Any:
 
 def load(folder: str, tmp_path: Path, *changes: str) -> Any:
     """The shipped file, cut down to the tiny model; skips what this edition does not have."""
-    if framework().edition == "wheel" and folder not in ("FT", "LoRA", "ROME", "MEMIT"):
+    if framework().edition == "wheel" and folder not in IN_THE_WHEEL:
         pytest.skip(f"{folder} is not in this edition of EasyEdit")
+    if folder in VARIANTS:
+        return load("MEMIT", tmp_path, f"alg_name={folder}", *changes)
     overrides = list(SMALL[folder])
     if folder in LOCATING:
         corpus = tmp_path / "corpus.txt"
@@ -111,7 +115,7 @@ def generators() -> tuple[Any, ...]:
     return random.getstate(), tuple(np.random.get_state()[1]), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*FOLDERS, *VARIANTS])
 def test_a_method_moves_every_request_to_the_end_token_and_is_undone(
     folder: str, model: Any, small_tokenizer: Any, tmp_path: Path, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +186,90 @@ def test_the_statistics_are_ours(
             expected = arrays["mom2.mom2"] / arrays["mom2.count"]
         np.testing.assert_allclose(C.numpy(), expected, rtol=1e-6)
     assert main.COV_CACHE == {}
+
+
+def edited(model: Any, tokenizer: Any, hparams: Any, requests: list[Request] = FACTS) -> torch.Tensor:
+    """The weight of layer 2 as the method leaves it; the model is put back."""
+    undo = methods.apply(model, tokenizer, requests, hparams)
+    weight = model.model.layers[2].mlp.down_proj.weight.detach().clone()
+    undo()
+    return weight
+
+
+def test_a_tied_head_may_be_named_as_itself(model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
+    """As in the published files for Llama-3.2-3B and Qwen3-4B, where EasyEdit's look-up would fail."""
+    model.lm_head.weight = model.model.embed_tokens.weight
+    assert "lm_head.weight" not in dict(model.named_parameters())
+    results = [
+        edited(model, small_tokenizer, load("MEMIT", tmp_path, f"lm_head_module={name}"))
+        for name in ("lm_head", "model.embed_tokens")
+    ]
+    assert torch.equal(*results)
+
+
+def test_rect_keeps_memits_largest_relative_changes(model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
+    before = model.model.layers[2].mlp.down_proj.weight.detach().clone()
+    memit = edited(model, small_tokenizer, load("MEMIT", tmp_path))
+    rect = edited(model, small_tokenizer, load("MEMIT_rect", tmp_path))
+    kept = rect != before
+    assert kept.float().mean().item() == pytest.approx(0.4, abs=0.01)
+    assert torch.equal(rect[kept], memit[kept])
+    relative = ((memit - before) / before).abs()
+    assert relative[kept].min() >= relative[~kept].max()
+    assert torch.equal(edited(model, small_tokenizer, load("MEMIT_rect", tmp_path, "kept_percent=100")), memit)
+
+
+def test_prune_lowers_what_exceeds_the_weight(model: Any, small_tokenizer: Any, tmp_path: Path) -> None:
+    before = model.model.layers[2].mlp.down_proj.weight.detach().double()
+    gentle = "mom2_update_weight=1e6"
+    memit = edited(model, small_tokenizer, load("MEMIT", tmp_path, gentle))
+    D, most = memit.double() - before, torch.linalg.matrix_norm(before, 2)
+    prune = edited(model, small_tokenizer, load("MEMIT_prune", tmp_path, gentle))
+    assert torch.linalg.matrix_norm(D, 2) <= most
+    assert torch.equal(prune, memit)
+    memit = edited(model, small_tokenizer, load("MEMIT", tmp_path))
+    prune = edited(model, small_tokenizer, load("MEMIT_prune", tmp_path))
+    large, lowered = (torch.linalg.svdvals(x.double() - before) for x in (memit, prune))
+    assert large[0] > 2 * most
+    expected = torch.where(large > most, large.log() - most.log() + most, large)
+    np.testing.assert_allclose(lowered[:3], expected[:3], rtol=1e-4)
+
+
+def test_seq_solves_against_the_keys_of_the_groups_before(
+    model: Any, small_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer is edited, so its own keys are the same before and after; λC cancels in the difference."""
+    solve, seen = torch.linalg.solve, []
+    monkeypatch.setattr(torch.linalg, "solve", lambda A, B, **k: seen.append((A, B)) or solve(A, B, **k))
+    groups = edited(model, small_tokenizer, load("MEMIT_seq", tmp_path, "group_size=1"), END)
+    (first, K1), (second, K2) = seen
+    assert K1.shape[1] == K2.shape[1] == 1
+    np.testing.assert_allclose(second - first, K2 @ K2.T, atol=1e-6 * float(first.abs().max()))
+    assert float((K2 @ K2.T).abs().max()) > 1e-3 * float(first.abs().max())
+    seen.clear()
+    at_once = edited(model, small_tokenizer, load("MEMIT_seq", tmp_path), END)
+    assert len(seen) == 1
+    assert torch.equal(at_once, edited(model, small_tokenizer, load("MEMIT", tmp_path), END))
+    assert not torch.equal(at_once, groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("MEMIT_seq", "group_size=-1", "group_size=-1: expected a whole number >= 0"),
+        ("MEMIT_seq", "mom2_update_weight=0", "mom2_update_weight=0: MEMIT_seq weighs"),
+        ("MEMIT_rect", "kept_percent=0", "kept_percent=0: expected a number > 0 and <= 100"),
+        ("MEMIT_prune", "kept_percent=40", "unknown hyperparameter 'kept_percent'"),
+    ],
+)
+def test_a_variants_bad_value_is_named(name: str, change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(name, tmp_path, change)
+
+
+def test_a_variant_is_named_in_what_it_reports(tmp_path: Path) -> None:
+    hparams = load("MEMIT_rect", tmp_path)
+    assert methods.FrameworkMethod(hparams).to_dict() | {"alg_name": "MEMIT_rect", "kept_percent": 40} == vars(hparams)
 
 
 def test_a_failing_method_leaves_nothing(
@@ -273,7 +361,7 @@ def test_requests_as_easyedit_wants_them(small_tokenizer: Any) -> None:
     ids=lambda file: f"{file.parent.name} {file.stem}",
 )  # fmt: skip
 def test_every_shipped_file_loads_or_names_the_edition_that_has_it(file: Path) -> None:
-    if framework().edition == "wheel" and file.parent.name not in ("FT", "LoRA", "ROME", "MEMIT"):
+    if framework().edition == "wheel" and file.parent.name not in IN_THE_WHEEL:
         with pytest.raises(ConfigError, match=r"2023.*2026.*EASYEDIT_HOME"):
             methods.load_framework_hparams(file)
         return
@@ -292,6 +380,7 @@ def test_every_shipped_file_loads_or_names_the_edition_that_has_it(file: Path) -
         ("FT", "num_steps=0", "whole number >= 1"),
         ("MEMIT", "mom2_dataset=nowhere", "mom2_dataset='nowhere'"),
         ("MEMIT", "model_parallel=true", "set it to False"),
+        ("MEMIT", "group_size=1", "unknown hyperparameter 'group_size' of MEMITHyperParams"),
     ],
 )
 def test_a_bad_value_is_named(folder: str, change: str, message: str) -> None:

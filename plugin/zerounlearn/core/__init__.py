@@ -14,5 +14,5 @@ V_u     (n, d)       down-projection outputs that make the model say the sensiti
 Q       (d, r)       orthonormal basis of the span of V_u
 ======  ===========  =====================================================================
 
-Reading order: `moments`, `subspace`, `solve`, `on_keys`, `nullspace`.
+Reading order: `moments`, `subspace`, `solve`, `on_keys`, `nullspace`; `restraint` for variants of MEMIT.
 """

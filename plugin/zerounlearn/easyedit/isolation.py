@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from zerounlearn.easyedit.editions.compat import PACKAGE
+from zerounlearn.model.device import seeded
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +66,9 @@ def isolated(device: torch.device, seed: int) -> Iterator[None]:
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 (EasyEdit draws from the legacy state)
-    accelerator = device.type not in ("cpu", "mps")  # fork_rng cannot ask MPS for the state of a device
-    with torch.random.fork_rng([device] if accelerator else [], device_type=device.type):
+    with seeded(device, seed):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach accelerators that are not forked
-        if accelerator:
-            module = getattr(torch, device.type)
-            with module.device(device):
-                module.manual_seed(seed)
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,10 @@ class Method:
     statistics: bool = False
     wheel: Mapping[str, Any] | None = None
     """In the 2023 wheel too, where fields that came later have these values."""
+    runs: str = ""
+    """The method of EasyEdit's that it runs, where that has another name: it is a variant of ours."""
+    own: Mapping[str, float] = field(default_factory=dict)
+    """A variant's own hyperparameters and their defaults, as in ZeroUnlearn's published code."""
 
 
 METHODS: dict[str, Method] = {
@@ -41,6 +45,11 @@ METHODS: dict[str, Method] = {
     "ROME": Method("ROMEHyperParams", batch=False, statistics=True, wheel={"fp16": False}),
     "R-ROME": Method("R_ROMEHyperParams", batch=False, statistics=True),
     "MEMIT": Method("MEMITHyperParams", statistics=True, wheel={}),
+    "MEMIT_seq": Method("MEMITHyperParams", statistics=True, wheel={}, runs="MEMIT", own={"group_size": 0}),
+    "MEMIT_rect": Method(
+        "MEMITHyperParams", statistics=True, wheel={}, runs="MEMIT", own={"group_size": 0, "kept_percent": 40}
+    ),
+    "MEMIT_prune": Method("MEMITHyperParams", statistics=True, wheel={}, runs="MEMIT", own={"group_size": 0}),
     "EMMET": Method("EMMETHyperParams", statistics=True),
     "PMET": Method("PMETHyperParams", statistics=True),
     "AlphaEdit": Method("AlphaEditHyperParams", statistics=True),
@@ -72,12 +81,16 @@ def load_framework_hparams(file: Path, overrides: Sequence[str] = ()) -> Any:
             f"{path}: alg_name={name!r}: EasyEdit's {_EDITIONS[edition]} does not have it, its {_EDITIONS['checkout']} "
             "does: export EASYEDIT_HOME=…/EasyEdit"
         )
-    values["alg_name"] = name
+    own = {key: values.pop(key, default) for key, default in method.own.items()}
+    _check_own(str(path), name, own, values)
+    values["alg_name"] = method.runs or name
     values["device"] = resolved(values.get("device", "auto"))
     kind = getattr(importlib.import_module(f"{PACKAGE}.util.alg_dict"), method.hparams)
     values = _checked_names(str(path), values, kind, (method.wheel or {}) if edition == "wheel" else {})
     _check_values(str(path), name, values)
-    return _built(str(path), values, kind)
+    built = _built(str(path), values, kind)
+    vars(built).update(own, alg_name=name)
+    return built
 
 
 def _checked_names(where: str, values: dict[str, Any], kind: type, later: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +125,9 @@ def _check_values(where: str, name: str, values: Mapping[str, Any]) -> None:
         "model_parallel": (True, "the model is given, and stays where it is"),
         "retrieve": (False, "merging needs the framework's own wrapper around the model at each call"),
     }
-    for field, (value, reason) in refused.items():
-        if values.get(field) is value:
-            raise ConfigError(f"{where}: {field}={value!r}: {reason}; set it to {not value}")
+    for key, (value, reason) in refused.items():
+        if values.get(key) is value:
+            raise ConfigError(f"{where}: {key}={value!r}: {reason}; set it to {not value}")
     layers = values.get("layers", [])
     if not isinstance(layers, list) or not all(type(layer) is int and layer >= 0 for layer in layers):
         raise ConfigError(f"{where}: layers={layers!r}: expected a list of layer numbers, counted from 0")
@@ -125,11 +138,21 @@ def _check_values(where: str, name: str, values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{where}: rewrite_module_tmps={modules!r}: there are statistics of rewrite_module_tmp alone; list just it"
         )
-    for field in ("num_steps", "v_num_grad_steps", "n_iter", "batch_size", "batch_size_once"):
-        if field in values and not (type(values[field]) is int and values[field] >= 1):
-            raise ConfigError(f"{where}: {field}={values[field]!r}: expected a whole number >= 1")
+    for key in ("num_steps", "v_num_grad_steps", "n_iter", "batch_size", "batch_size_once"):
+        if key in values and not (type(values[key]) is int and values[key] >= 1):
+            raise ConfigError(f"{where}: {key}={values[key]!r}: expected a whole number >= 1")
     if METHODS[name].statistics:
         check_corpus(str(values["mom2_dataset"]))
+
+
+def _check_own(where: str, name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    size, percent = own.get("group_size", 0), own.get("kept_percent", 100)
+    if type(size) is not int or size < 0:
+        raise ConfigError(f"{where}: group_size={size!r}: expected a whole number >= 0; 0 edits all requests at once")
+    if type(percent) not in (int, float) or not 0 < percent <= 100:
+        raise ConfigError(f"{where}: kept_percent={percent!r}: expected a number > 0 and <= 100")
+    if name == "MEMIT_seq" and values.get("mom2_update_weight") == 0:
+        raise ConfigError(f"{where}: mom2_update_weight=0: MEMIT_seq weighs earlier keys against it; expected > 0")
 
 
 def _built(where: str, values: Mapping[str, Any], kind: Any) -> Any:

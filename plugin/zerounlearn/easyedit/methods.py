@@ -27,6 +27,7 @@ from zerounlearn.data.request import EOS, Request, check_requests
 from zerounlearn.easyedit.editions.compat import PACKAGE, framework
 from zerounlearn.easyedit.inference import EachRow, EachToken
 from zerounlearn.easyedit.isolation import isolated
+from zerounlearn.easyedit.memit_variants import variant
 from zerounlearn.easyedit.method_config import ALIASES, METHODS, Method, load_framework_hparams
 from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
 from zerounlearn.errors import ConfigError, IllPosedError
@@ -135,7 +136,7 @@ class FrameworkMethod(UnlearningMethod):
 
 def __getattr__(name: str) -> type[FrameworkMethod]:
     """A class for each of EasyEdit's methods, by which the registry finds it."""
-    if name.replace("_", "-") not in (*METHODS, *ALIASES):
+    if not {name, name.replace("_", "-")} & {*METHODS, *ALIASES}:
         raise AttributeError(name)
     wraps = name in ("GRACE", "WISE")
     return type(name, (FrameworkMethod,), {"__doc__": f"EasyEdit's {name}.", "wraps_modules": wraps})
@@ -189,13 +190,16 @@ def apply(
             _statistics(model, tokenizer, hparams, method) as moments,
             isolated(model.device, seed),
             torch.enable_grad(),
+            variant(model, ours, hparams, [model.get_parameter(name) for name in names]) as after_group,
         ):
             model.eval()
             if hparams.alg_name == "AlphaEdit":
                 _project(model, ours, hparams, moments)
-            run = importlib.import_module(f"{PACKAGE}.util.alg_dict").ALG_DICT[hparams.alg_name]
-            for batch in [records] if method.batch else [[record] for record in records]:
-                run(model, ours, batch, hparams, copy=False, return_orig_weights=False, keep_original_weight=False)
+            run = importlib.import_module(f"{PACKAGE}.util.alg_dict").ALG_DICT[method.runs or hparams.alg_name]
+            size = getattr(hparams, "group_size", 0) or len(records) if method.batch else 1
+            for group in (records[i : i + size] for i in range(0, len(records), size)):
+                run(model, ours, group, hparams, copy=False, return_orig_weights=False, keep_original_weight=False)
+                after_group(group)
         snapshot.settle()
         if not snapshot.finite():
             raise IllPosedError(f"{hparams.alg_name}: the edited weights contain NaN or Inf: take a smaller step")
@@ -238,12 +242,21 @@ def _adapted(hparams: Any, model: PreTrainedModel, count: int) -> Any:
     hparams.device = str(model.device)
     # Some methods learn from this name which way a weight lies; any other would leave their variables unset.
     hparams.model_name = "gpt2-xl" if any(isinstance(m, Conv1D) for m in model.modules()) else "llama"
+    if hasattr(hparams, "lm_head_module"):  # looked up among the parameters, where a tied one has one name
+        hparams.lm_head_module = _listed(model, hparams.lm_head_module)
     if hparams.alg_name == "WISE":
         hparams.sequential_edit = True
     if hparams.alg_name == "ULTRAEDIT":  # it drops what does not fill a batch
         once = max(k for k in range(1, count + 1) if count % k == 0 and k <= max(hparams.batch_size_once, 1))
         hparams.batch_size, hparams.batch_size_once = count, once
     return hparams
+
+
+def _listed(model: PreTrainedModel, module: str) -> str:
+    """The name under which `named_parameters` lists a module's weight, without `.weight`."""
+    weight = getattr(dict(model.named_modules()).get(module), "weight", None)
+    listed = [name for name, parameter in model.named_parameters() if parameter is weight]
+    return listed[0].removesuffix(".weight") if listed else module
 
 
 @contextmanager

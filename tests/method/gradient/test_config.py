@@ -79,7 +79,7 @@ def test_rmus_layers() -> None:
         ("NPO", {"beta": 0}, "beta=0.0: expected a number > 0"),
         ("SimNPO", {"gamma": -1}, "gamma=-1.0: expected a number >= 0"),
         ("GradDiff", {"retain_weight": -1}, "retain_weight=-1.0"),
-        ("GradDiff", {"retain_loss": "mse"}, "retain_loss='mse': expected one of nll, kl"),
+        ("GradDiff", {"retain_loss": "mse"}, "retain_loss='mse': expected one of nll, nll_tokens, kl, kl_rows"),
         ("GradDiff", {"text_max_length": 1}, "text_max_length=1: expected a whole number >= 2"),
         ("DPO-Unlearn", {"neutral_target": " "}, "neutral_target=' '"),
         ("IdkPO", {"idk_text": "eos"}, "idk_text='eos': expected a text"),

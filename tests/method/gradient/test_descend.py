@@ -24,7 +24,8 @@ RETAIN = [
     Request.of("{} was fine", "The weather", "today"),
 ]
 TEXTS = ["In the year 3 the weather of France was fine and people in Lisbon said so.", "x"]
-METHODS = {name: kind for name, kind in methods.items() if issubclass(kind, GradientMethod)}
+# What trains adapters instead of weights has tests of its own: test_npo_lora.py.
+METHODS = {name: kind for name, kind in methods.items() if issubclass(kind, GradientMethod) and name != "NPO-LoRA"}
 RETAINING = [name for name in METHODS if name != "GA"]
 LR = {"RMU": 3e-2}
 

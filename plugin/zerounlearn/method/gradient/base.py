@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zerounlearn.config import Number, Whole, option, settings
+from zerounlearn.config import Flag, Number, Whole, option, settings
 from zerounlearn.data.chat import marked_as_chat
 from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import Request
@@ -29,7 +30,7 @@ from zerounlearn.model.tokens import continuation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RetainLoss = Literal["nll", "kl"]
+RetainLoss = Literal["nll", "nll_tokens", "kl", "kl_rows"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Term:
             for i in range(0, self.count, size):
                 yield order[i : i + size]
 
+    def in_order(self, size: int, *, restart: int) -> Iterator[list[int]]:
+        """Batches without end in the items' own order, from the first again after every `restart` batches."""
+        parts = [list(range(self.count))[i : i + size] for i in range(0, self.count, size)]
+        while True:
+            for i in range(restart):
+                yield parts[i % len(parts)]
+
 
 @dataclass(frozen=True)
 class ForgetSet:
@@ -58,6 +66,7 @@ class ForgetSet:
         requests: what to forget.
         answers: each request's prompt with its sensitive answer, n.
         minibatch: requests to run at a time.
+        end: whether answers end in the end-of-text token.
     """
 
     reader: Reader
@@ -66,6 +75,11 @@ class ForgetSet:
     requests: Sequence[Request]
     answers: list[Sample]
     minibatch: int
+    end: bool = False
+
+    def sample(self, prompt: str, answer: Sequence[int]) -> Sample:
+        """A prompt with other tokens than the sensitive answer's."""
+        return Sample.of(self.tokenizer, prompt, answer, end=self.end)
 
     def log_p(self, batch: list[int]) -> Tensor:
         """Log π(answer | prompt) (k,) of the requests with these numbers, with gradients."""
@@ -89,10 +103,15 @@ class GradientMethod(Method):
     layers: list[Whole] = option(
         [], "Layers whose `rewrite_module_tmp` weight is trained; empty or 'all': every parameter."
     )
-    steps: Whole = option(20, "Steps of AdamW.", ge=1)
+    steps: Whole = option(20, "Steps of AdamW; not read where `epochs` is set.", ge=1)
+    epochs: Whole | None = option(None, "Passes over the forget set, in the place of `steps`.", ge=1)
+    shuffle: Flag = option(
+        True, "Draw the order by the seed; false: each pass takes both sets from their first item, in their own order."
+    )
     lr: Number = option(1e-4, "AdamW's learning rate.", gt=0)
     weight_decay: Number = option(0.0, "AdamW's decay; larger pulls the trained weights towards 0.", ge=0)
     max_grad_norm: Number = option(1.0, "The gradient's norm is cut to this; 0 leaves it as it is.", ge=0)
+    end_token: Flag = option(False, "Count the end-of-text token as the last of every answer.")
     minibatch_size: Whole = option(8, "Requests per step, and as many retain items; bounds memory.", ge=1)
 
     @classmethod
@@ -141,6 +160,26 @@ class GradientMethod(Method):
     ) -> list[Request]:
         """The facts in `retain_path`, where the method has a retain term."""
         return marked_as_chat(tokenizer, self.kept_facts())
+
+    def step_count(self, requests: int) -> int:
+        """Steps for this many requests."""
+        return self.steps if self.epochs is None else self.epochs * -(-requests // self.minibatch_size)
+
+    @contextmanager
+    def training(
+        self, model: PreTrainedModel, written: Mapping[str, nn.Parameter], edit: Edit
+    ) -> Iterator[dict[str, nn.Parameter]]:
+        """The parameters that the descent moves, by name: here the weights themselves.
+
+        A method that trains others has `written` hold what was learnt when it leaves without an error, and takes
+        everything else off the model in any case.
+
+        Args:
+            model: the model, frozen.
+            written: the parameters of `weight_names`, by name.
+            edit: the run's record, for the thin factors of a change that has them.
+        """
+        yield dict(written)
 
     def weight_names(self, model: PreTrainedModel) -> list[str]:
         """The down projections of `layers`, or every parameter."""
@@ -212,32 +251,45 @@ class RetainingMethod(GradientMethod):
 class RetainingAnswers(RetainingMethod):
     """Those of a method that keeps what the model says, rather than its hidden states."""
 
-    retain_loss: RetainLoss = option("nll", "'nll' of the retain answers, or 'kl' from the model as it was.")
+    retain_loss: RetainLoss = option(
+        "nll",
+        "'nll' of the retain answers, a mean over answers of their means over tokens; 'nll_tokens', a mean over all "
+        "tokens of a batch; 'kl' from the model as it was, over the answers' tokens; 'kl_rows', over all positions of "
+        "rows of `row_length`.",
+    )
+    row_length: Whole = option(
+        512, "With `retain_loss: kl_rows`: tokens that rows are padded to; the padding counts, and dilutes.", ge=2
+    )
 
     def retain_term(self, reader: Reader, layout: Layout, samples: Sequence[Sample]) -> Term:
-        """The NLL of what is to be kept, or with `retain_loss: kl` the divergence from the model as it was."""
+        """The NLL of what is to be kept, or the divergence from the model as it was; see `retain_loss`."""
         if self.retain_loss == "nll":
             return super().retain_term(reader, layout, samples)
+        if self.retain_loss == "nll_tokens":
+            return Term(len(samples), lambda batch: _unlikely_tokens(reader, [samples[i] for i in batch]))
+        width = self.row_length if self.retain_loss == "kl_rows" else None
         # States are kept, not logits: a thousand tokens' over a vocabulary of 50,000 take 200 MB.
-        states: list[Tensor] = []
-        with torch.no_grad():
-            for part in chunks(samples, self.minibatch_size):
-                states += reader.states(part).split([sample.size for sample in part])
+        states = [state for part in chunks(samples, self.minibatch_size) for state in reader.states(part, width)]
         trained = any(parameter.requires_grad for parameter in reader.head.parameters())
         head = deepcopy(reader.head).requires_grad_(False) if trained else reader.head
 
         def diverged(batch: list[int]) -> Tensor:
-            logits = reader.logits(reader.states([samples[i] for i in batch]))
-            with torch.no_grad():
-                reference = reader.logits(torch.cat([states[i] for i in batch]), head)
-            return objectives.divergence(logits, reference)
+            before = torch.cat([states[i] for i in batch])
+            return objectives.divergence(*reader.logits_beside([samples[i] for i in batch], before, head, width))
 
         return Term(len(samples), diverged)
 
 
-def answer_samples(tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]) -> list[Sample]:
-    """Each request's prompt with its answer."""
-    return [Sample.of(tokenizer, r.prompt, continuation(tokenizer, *r.query)) for r in requests]
+def _unlikely_tokens(reader: Reader, samples: Sequence[Sample]) -> Tensor:
+    log_p = reader.log_p(samples)
+    return objectives.token_likelihood(log_p, sizes_of(samples).to(log_p.device))
+
+
+def answer_samples(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], *, end: bool = False
+) -> list[Sample]:
+    """Each request's prompt with its answer; with `end`, the end-of-text token is the answer's last."""
+    return [Sample.of(tokenizer, r.prompt, continuation(tokenizer, *r.query), end=end) for r in requests]
 
 
 def sizes_of(samples: Sequence[Sample]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -15,10 +15,9 @@ from zerounlearn.data.request import Request, check_requests
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
 from zerounlearn.method.base import Edit
 from zerounlearn.method.gradient.base import ForgetSet, GradientMethod, RetainingMethod, Term, answer_samples
-from zerounlearn.method.gradient.sequences import Reader, text_samples
+from zerounlearn.method.gradient.sequences import Reader, Sample, text_samples
 from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.model.hooks import frozen, restored
-from zerounlearn.model.layout import Layout
 
 log = logging.getLogger(__name__)
 
@@ -52,28 +51,42 @@ def unlearn_by_gradient(
     requests = check_requests(requests)
     weight = _check_retain(hparams, requests, retain, texts)
     layout = find_layout(model, hparams)
-    chosen = _chosen(layout, hparams)
+    written = _written(model, hparams)
     edit = Edit(hparams.alg_name, hparams.to_dict(), losses={"forget": []})
-    with restored(list(chosen.values())) as originals, frozen(model), torch.enable_grad():
-        for parameter in chosen.values():
-            parameter.requires_grad_(True)
-        start = time.perf_counter()
-        reader = Reader(model, tokenizer)
-        answers = answer_samples(tokenizer, requests)
-        forget = ForgetSet(reader, layout, tokenizer, requests, answers, hparams.minibatch_size)
-        terms = {"forget": (1.0, hparams.forget_term(forget))}
-        if isinstance(hparams, RetainingMethod) and weight:
-            kept = answer_samples(tokenizer, retain) + text_samples(tokenizer, texts, hparams.text_max_length)
-            if not kept:
-                raise ConfigError(f"{hparams.alg_name}: none of the {len(texts)} retain texts has two tokens")
-            terms["retain"] = (weight, hparams.retain_term(reader, layout, kept))
-            edit.losses["retain"] = []
-        edit.seconds["reference"] = time.perf_counter() - start
-        start = time.perf_counter()
-        _descend(terms, chosen, hparams, edit)
-        edit.seconds["descent"] = time.perf_counter() - start
-        edit.record(model, dict(zip(chosen, originals, strict=True)))
+    with restored(list(written.values())) as originals, frozen(model), torch.enable_grad():
+        with hparams.training(model, written, edit) as trained:
+            for parameter in trained.values():
+                parameter.requires_grad_(True)
+            start = time.perf_counter()
+            reader = Reader(model, tokenizer)
+            answers = answer_samples(tokenizer, requests, end=hparams.end_token)
+            forget = ForgetSet(reader, layout, tokenizer, requests, answers, hparams.minibatch_size, hparams.end_token)
+            terms = {"forget": (1.0, hparams.forget_term(forget))}
+            if isinstance(hparams, RetainingMethod) and weight:
+                kept = _kept(tokenizer, hparams, retain, texts, len(requests))
+                terms["retain"] = (weight, hparams.retain_term(reader, layout, kept))
+                edit.losses["retain"] = []
+            edit.seconds["reference"] = time.perf_counter() - start
+            start = time.perf_counter()
+            _descend(terms, trained, hparams, edit)
+            edit.seconds["descent"] = time.perf_counter() - start
+        edit.record(model, dict(zip(written, originals, strict=True)))
     return edit
+
+
+def _kept(
+    tokenizer: PreTrainedTokenizerBase,
+    hparams: RetainingMethod,
+    retain: Sequence[Request],
+    texts: Sequence[str],
+    requests: int,
+) -> list[Sample]:
+    """What is to be kept; in its own order, no more of it than a pass over the forget set comes to."""
+    kept = answer_samples(tokenizer, retain, end=hparams.end_token)
+    kept += text_samples(tokenizer, texts, hparams.text_max_length)
+    if not kept:
+        raise ConfigError(f"{hparams.alg_name}: none of the {len(texts)} retain texts has two tokens")
+    return kept if hparams.shuffle else kept[: -(-requests // hparams.minibatch_size) * hparams.minibatch_size]
 
 
 def _descend(
@@ -87,21 +100,19 @@ def _descend(
     # elsewhere. Either way a user's .grad is left alone.
     masters = [p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach() for p in parameters]
     optimiser = torch.optim.AdamW(masters, lr=hparams.lr, weight_decay=hparams.weight_decay)
-    # A generator a term: the forget set comes in the same order with and without a retain set.
-    batches = {
-        name: term.batches(hparams.minibatch_size, generator=torch.Generator().manual_seed(hparams.seed))
-        for name, (_, term) in terms.items()
-    }
-    for step in tqdm(range(hparams.steps), desc=hparams.alg_name, unit="step", disable=None):
+    count = terms["forget"][1].count
+    batches = {name: _batches(term, hparams, count) for name, (_, term) in terms.items()}
+    steps = hparams.step_count(count)
+    for step in tqdm(range(steps), desc=hparams.alg_name, unit="step", disable=None):
         losses = {name: term.of(next(batches[name])) for name, (_, term) in terms.items()}
         for name, loss in losses.items():
             edit.losses[name].append(float(loss.detach()))
-            _check_finite(f"{name} loss", edit.losses[name][-1], step, hparams)
+            _check_finite(f"{name} loss", edit.losses[name][-1], step, steps, hparams)
         total = torch.stack([terms[name][0] * loss for name, loss in losses.items()]).sum()
         for master, gradient in zip(masters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
             master.grad = None if gradient is None else gradient.to(master.dtype)
         norm = nn.utils.clip_grad_norm_(masters, hparams.max_grad_norm or float("inf"))
-        _check_finite("gradient's norm", float(norm), step, hparams)
+        _check_finite("gradient's norm", float(norm), step, steps, hparams)
         optimiser.step()
         with torch.no_grad():
             for parameter, master in zip(parameters, masters, strict=True):
@@ -110,14 +121,22 @@ def _descend(
     for name, parameter in chosen.items():
         if not torch.isfinite(parameter).all():
             raise IllPosedError(
-                f"{hparams.alg_name}: {name} does not fit {parameter.dtype} after {hparams.steps} steps: lower "
+                f"{hparams.alg_name}: {name} does not fit {parameter.dtype} after {steps} steps: lower "
                 f"lr={hparams.lr:g}, or load the model in bfloat16 or float32"
             )
     last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in edit.losses.items())
-    log.info("%s: losses of the last of %d steps: %s", hparams.alg_name, hparams.steps, last)
+    log.info("%s: losses of the last of %d steps: %s", hparams.alg_name, steps, last)
 
 
-def _check_finite(what: str, value: float, step: int, hparams: GradientMethod) -> None:
+def _batches(term: Term, hparams: GradientMethod, requests: int) -> Iterator[list[int]]:
+    size = hparams.minibatch_size
+    if not hparams.shuffle:
+        return term.in_order(size, restart=-(-requests // size))
+    # A generator a term: the forget set comes in the same order with and without a retain set.
+    return term.batches(size, generator=torch.Generator().manual_seed(hparams.seed))
+
+
+def _check_finite(what: str, value: float, step: int, steps: int, hparams: GradientMethod) -> None:
     if value - value == 0:
         return
     remedy = (
@@ -125,7 +144,7 @@ def _check_finite(what: str, value: float, step: int, hparams: GradientMethod) -
         if step
         else "the model was not finite to begin with: reload the checkpoint, or load it in float32"
     )
-    raise IllPosedError(f"{hparams.alg_name}: the {what} is {value} at step {step} of {hparams.steps}: {remedy}")
+    raise IllPosedError(f"{hparams.alg_name}: the {what} is {value} at step {step} of {steps}: {remedy}")
 
 
 def _check_retain(
@@ -148,15 +167,12 @@ def _check_retain(
     return hparams.retain_weight
 
 
-def _chosen(layout: Layout, hparams: GradientMethod) -> dict[str, nn.Parameter]:
-    """The parameters to train, by name."""
-    if hparams.layers:
-        chosen = {layout.weight_names[layer]: layout.parameter(layer) for layer in hparams.layers}
-    else:
-        chosen = dict(layout.model.named_parameters())
-    for name, parameter in chosen.items():
+def _written(model: PreTrainedModel, hparams: GradientMethod) -> dict[str, nn.Parameter]:
+    """The parameters that the run writes to, by name."""
+    written = {name: model.get_parameter(name) for name in hparams.weight_names(model)}
+    for name, parameter in written.items():
         if not parameter.is_floating_point():
             raise LayoutError(f"{name} is quantised: load the model in float32, bfloat16 or float16")
         if parameter.is_meta:
             raise LayoutError(f"{name} is offloaded: load the model whole, without offloading")
-    return chosen
+    return written

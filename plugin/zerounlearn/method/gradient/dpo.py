@@ -13,7 +13,6 @@ from zerounlearn.errors import ConfigError
 from zerounlearn.method.base import methods
 from zerounlearn.method.gradient import objectives
 from zerounlearn.method.gradient.base import ForgetSet, RetainingAnswers, Term
-from zerounlearn.method.gradient.sequences import Sample
 
 
 @methods.register("DPO-Unlearn", source="arXiv 2305.18290")
@@ -66,9 +65,7 @@ def _preference(forget: ForgetSet, requests: Sequence[Request], preferred_text: 
     Raises:
         RequestError: a sensitive answer equals what would be preferred to it.
     """
-    preferred = [
-        Sample.of(forget.tokenizer, r.prompt, target_ids(forget.tokenizer, r, preferred_text)) for r in requests
-    ]
+    preferred = [forget.sample(r.prompt, target_ids(forget.tokenizer, r, preferred_text)) for r in requests]
     preferred_before, answers_before = forget.reference(preferred), forget.reference()
 
     def loss(batch: list[int]) -> Tensor:

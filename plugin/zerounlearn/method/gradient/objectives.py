@@ -12,7 +12,7 @@ sizes   (n,)   \|y\|, tokens per answer
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +27,15 @@ def ascent(log_p: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     return log_p.mean()
 
 
+def ascent_from_prompt(log_p: Float[Tensor, "n t"], counted: Bool[Tensor, "n t"]) -> Float[Tensor, ""]:
+    """E[mean of log π_θ(y_j|x) over the tokens counted]: each token as if it came first, right after the prompt.
+
+    The loss of the GA baseline in ZeroUnlearn's published code (baselines/GA/ga_main.py), that of ROME's FT baseline
+    with its sign changed. Equal to `ascent` for answers of one token.
+    """
+    return ((log_p * counted).sum(-1) / counted.sum(-1)).mean()
+
+
 def likelihood(log_p: Float[Tensor, " n"], sizes: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """E[−log π_θ(y|x) / |y|]: the NLL per token of what is to be kept.
 
@@ -34,6 +43,15 @@ def likelihood(log_p: Float[Tensor, " n"], sizes: Float[Tensor, " n"]) -> Float[
     text does not outweigh a short answer.
     """
     return -(log_p / sizes).mean()
+
+
+def token_likelihood(log_p: Float[Tensor, " n"], sizes: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """−Σ log π_θ(y|x) / Σ |y|: the NLL of what is to be kept, a mean over all tokens of a batch.
+
+    As language models are trained, and as the retain term of NPO_grad_diff in ZeroUnlearn's published code has it
+    (baselines/NPO/npo_main.py).
+    """
+    return -log_p.sum() / sizes.sum()
 
 
 def divergence(logits: Float[Tensor, "m v"], reference: Float[Tensor, "m v"]) -> Float[Tensor, ""]:

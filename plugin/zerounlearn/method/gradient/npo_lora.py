@@ -1,0 +1,134 @@
+"""Negative preference optimisation of low-rank adapters, which are merged into the weights at the end."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from zerounlearn.config import Number, Whole, option, settings
+from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.method.base import Edit, methods
+from zerounlearn.method.gradient.npo import NPO, PUBLISHED
+from zerounlearn.model.device import seeded
+from zerounlearn.model.families import templates_of
+from zerounlearn.model.hooks import uninterrupted
+from zerounlearn.model.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@methods.register("NPO-LoRA", source="arXiv 2404.05868, 2106.09685")
+@settings
+class NPOLoRA(NPO):
+    """NPO of low-rank adapters on every linear layer but the head, merged into the weights; needs `peft`."""
+
+    alg_name: str = option("NPO-LoRA", "The name under which EasyEdit knows the method.")
+    preset: Literal["default", "paper"] = option(
+        "default", "'paper': the run of ZeroUnlearn's published code (arXiv 2605.18879), with a retain term."
+    )
+    layers: list[Whole] = option([], "Layers whose linear parts get an adapter; empty or 'all': every layer.")
+    lora_rank: Whole = option(8, "Rank of an adapter, and so of a weight's change.", ge=1)
+    lora_alpha: Number = option(32.0, "The change is B A times this over `lora_rank`; larger learns faster.", gt=0)
+    lora_dropout: Number = option(
+        0.05, "Share of an adapter's inputs left out at each step, drawn by the seed.", ge=0, lt=1
+    )
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "paper": {**PUBLISHED, "epochs": 5, "lr": 1e-4, "weight_decay": 0.01, "retain_loss": "nll_tokens"},
+    }
+    ALIASES: ClassVar[Mapping[str, str]] = {"lora_r": "lora_rank"}
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """As for all, and that `peft` is there."""
+        super().check(skeleton)
+        _peft()
+
+    def weight_names(self, model: PreTrainedModel) -> list[str]:
+        """The weights of all linear layers but the head, in the blocks of `layers` or everywhere."""
+        block, head = templates_of(model, self)["layer_module_tmp"], model.get_output_embeddings()
+        inside = tuple(f"{block.format(layer)}." for layer in self.layers)
+        return [
+            f"{name}.weight"
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+            and module is not head
+            and (not inside or name.startswith(inside))
+        ]
+
+    @contextmanager
+    def training(
+        self, model: PreTrainedModel, written: Mapping[str, nn.Parameter], edit: Edit
+    ) -> Iterator[dict[str, nn.Parameter]]:
+        """The adapters' parameters; they are off the model again when this leaves, whatever happens.
+
+        Raises:
+            ConfigError: `peft` is not installed.
+            IllPosedError: a merged weight does not fit its dtype.
+        """
+        peft, snapshot = _peft(), Snapshot(model, ())
+        try:
+            with seeded(model.device, self.seed):
+                adapters = self._attach(peft, model, written)
+                yield {name: p for name, p in model.named_parameters() if ".lora_" in name}
+                edit.factors = {f"{name}.weight": _factors(layer) for name, layer in adapters.items()}
+        finally:
+            with uninterrupted():
+                snapshot.restore()
+        for name, (left, right) in edit.factors.items():
+            _merge(written[name], left, right, f"{self.alg_name}: {name}", self.lr)
+
+    def _attach(
+        self, peft: ModuleType, model: PreTrainedModel, written: Mapping[str, nn.Parameter]
+    ) -> dict[str, nn.Module]:
+        names = [name.removesuffix(".weight") for name in written]
+        transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
+        config = peft.LoraConfig(
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=names,
+            fan_in_fan_out=transposed,
+            bias="none",
+        )
+        peft.inject_adapter_in_model(config, model)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+        return {name: model.get_submodule(name) for name in names}
+
+
+def _peft() -> ModuleType:
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise ConfigError(
+            f"alg_name='NPO-LoRA' needs the package peft, which cannot be imported ({error}): "
+            "pip install 'zerounlearn[lora]'"
+        ) from error
+
+
+def _factors(adapter: Any) -> tuple[Tensor, Tensor]:
+    """An adapter's change as thin factors, left (rows, r) and right (r, columns), in the weight's own orientation."""
+    a, b = (getattr(adapter, part)["default"].weight.detach().float().cpu() for part in ("lora_A", "lora_B"))
+    b = b * adapter.scaling["default"]
+    return (a.mT.contiguous(), b.mT.contiguous()) if isinstance(adapter.get_base_layer(), Conv1D) else (b, a)
+
+
+@torch.no_grad()
+def _merge(weight: nn.Parameter, left: Tensor, right: Tensor, what: str, lr: float) -> None:
+    """Add the change as `Edit.apply` would: in float64, rounded once."""
+    change = (left.double() @ right.double()).to(weight.device)
+    weight.copy_((weight.double() + change).to(weight.dtype))
+    if not torch.isfinite(weight).all():
+        raise IllPosedError(
+            f"{what} does not fit {weight.dtype}: lower lr={lr:g}, or load the model in bfloat16 or float32"
+        )
