@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
-from typing_extensions import dataclass_transform
+from typing_extensions import dataclass_transform, is_typeddict
 from yaml import YAMLError
 
 from zerounlearn.errors import ConfigError, did_you_mean
@@ -319,8 +319,12 @@ def _sentence(cls: type[Settings], error: ErrorDetails, given: Mapping[str, Any]
     cause = context.get("error")
     if isinstance(cause, ConfigError):
         return str(cause)
+    path = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"][1:])
     if error["type"] == "missing":
-        return f"{name} is missing"
+        return f"{path} is missing"
+    if any(isinstance(part, str) for part in error["loc"][1:]):  # inside a mapping of the field's
+        expected = error["msg"].replace("Extra inputs are not permitted", "there is no such name here: drop it")
+        return f"{path}={_short.repr(error['input'])}: {expected[0].lower()}{expected[1:]}"
     wanted = _wanted(info.annotation if info else None, info)
     if info is not None and error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[
@@ -339,7 +343,7 @@ def _wanted(annotation: Any, info: FieldInfo | None) -> str:
         return f"one of {', '.join(map(str, choices))}"
     for kind, words in (
         (bool, "true or false"),
-        (list, "a list of whole numbers"),
+        (list, "a list of mappings" if _holds_mappings(annotation) else "a list of whole numbers"),
         (float, "a finite number"),
         (int, "a whole number"),
         (str, "a text"),
@@ -356,6 +360,10 @@ def _parts(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [inner for part in get_args(annotation) for inner in _parts(part)]
     return [annotation]
+
+
+def _holds_mappings(annotation: Any) -> bool:
+    return any(is_typeddict(inner) for part in _parts(annotation) for inner in get_args(part))
 
 
 def _is(annotation: Any, kind: type) -> bool:

@@ -189,9 +189,14 @@ class Edit:
         for name, (left, right) in self.factors.items():
             tensors |= {f"{name}/left": left, f"{name}/right": right}
         described = {
-            "format": FORMAT, "method": self.method, "hparams": self.hparams, "digests": self.digests,
-            "layers": [asdict(layer) for layer in self.layers], "seconds": self.seconds, "statistics": self.statistics,
-        }  # fmt: skip
+            "format": FORMAT,
+            "method": self.method,
+            "hparams": self.hparams,
+            "digests": self.digests,
+            "layers": [asdict(layer) for layer in self.layers],
+            "seconds": self.seconds,
+            "statistics": self.statistics,
+        }
         stored = serialise(
             {name: value.float().cpu().contiguous() for name, value in tensors.items()},
             metadata={"zerounlearn": json.dumps(described, sort_keys=True, default=str)},

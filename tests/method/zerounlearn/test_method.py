@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
@@ -330,7 +331,7 @@ def test_the_gradient_variant_keeps_what_text_uses_and_moves_the_forget_keys(sma
     adam = tiny("llama", len(small_tokenizer))
     steps = unlearn(adam, small_tokenizer, FACTS, dataclasses.replace(run, solver="adam", gd_steps=4000), CORPUS)
     assert steps.layers[0].leakage == pytest.approx(outcome.layers[0].leakage, rel=0.05)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # progress may be said
 
 
 def test_an_empty_null_space_is_said_and_not_a_no_op(small_tokenizer, hp, caplog) -> None:

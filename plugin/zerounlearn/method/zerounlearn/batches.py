@@ -53,9 +53,16 @@ class Pass:
     """Rows that go through the blocks together, up to the same last one; `targets` come first among the reads."""
 
     def __init__(
-        self, tape: Tape, rows: Sequence[Row], sequences: Sequence[int], problems: Sequence[Problem],
-        last: int, contexts: int, *, whole: bool,
-    ) -> None:  # fmt: skip
+        self,
+        tape: Tape,
+        rows: Sequence[Row],
+        sequences: Sequence[int],
+        problems: Sequence[Problem],
+        last: int,
+        contexts: int,
+        *,
+        whole: bool,
+    ) -> None:
         device = tape.layout.device
         self.last = last
         self.layers = [problems[row.problem].layer for row in rows]
@@ -63,9 +70,12 @@ class Pass:
         self.owner = torch.tensor([row.problem for row in rows], device=device)
         start = torch.tensor([row.position for row in rows], device=device)
         self.suffix = Suffix(
-            tape, torch.tensor(sequences, device=device), start, [len(row.ids) - row.position for row in rows],
+            tape,
+            torch.tensor(sequences, device=device),
+            start,
+            [len(row.ids) - row.position for row in rows],
             whole=whole,
-        )  # fmt: skip
+        )
         reads = [
             (i, len(row.ids) - len(row.targets) + j, token)
             for i, row in enumerate(rows)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from typing_extensions import NotRequired, Self, TypedDict
 
 from zerounlearn.config import Flag, Number, Settings, Whole, option, settings
 from zerounlearn.core.nullspace import Rule
@@ -129,6 +133,16 @@ class DescentConfig(Settings):
         return 1.0
 
 
+class Site(TypedDict):
+    """Consecutive layers that are edited together; what is left out is as the run has it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    layers: list[Whole]
+    fact_token: NotRequired[FactToken]
+    strength: NotRequired[Annotated[Number, Field(gt=0)]]
+
+
 @settings
 class LocatedEdit(Method, StatisticsConfig, VectorConfig):
     """What the closed form and the gradient variant share: both edit consecutive layers where the fact is looked up."""
@@ -138,6 +152,11 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         False, "Put the retain set's statements among the texts that C is sampled from, as `--add_retain` does."
     )
     strength: Number = option(1.0, "How far towards z* the hidden states are moved; 1 is all the way.", gt=0)
+    sites: list[Site] = option(
+        [],
+        "Edit at several places, one after the other, each on the model as the one before left it: a list of `layers` "
+        "with `fact_token` and `strength`; the run's own `layers` are then all of theirs.",
+    )
     context_keys: Literal["mean", "each"] = option(
         "mean", "One key a request, its mean over the contexts, or one a context."
     )
@@ -161,12 +180,11 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
     def validate(self) -> None:
         """As for all methods; layers, targets and retain set."""
         super().validate()
-        if not self.layers:
-            raise ConfigError("layers=[]: name at least one layer to edit")
-        if any(b != a + 1 for a, b in zip(self.layers, self.layers[1:], strict=False)):
-            raise ConfigError(f"layers={self.layers}: expected consecutive layers in ascending order")
-        if self.layers[0] < 0:
-            raise ConfigError(f"layers={self.layers}: layers are counted from 0")
+        for site in self.sites or [Site(layers=self.layers)]:
+            _check_layers(site["layers"])
+        whole = sorted({layer for site in self.sites for layer in site["layers"]})
+        if self.sites and self.layers != whole:
+            raise ConfigError(f"layers={self.layers}: with sites they are all of theirs: set layers={whole}")
         if not self.retain_set.strip():
             raise ConfigError(f"retain_set={self.retain_set!r}: expected 'none', 'auto' or a file of facts")
         if not self.neutral_target.strip():
@@ -175,6 +193,10 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
             raise ConfigError("use_h=True: this form of the update has no V_u to be found anywhere; set it to false")
         if self.add_retain and not self.mom2_adjustment:
             raise ConfigError("add_retain=True: with mom2_adjustment=False there is no C; set one of them otherwise")
+
+    def by_site(self) -> list[Self]:
+        """The run at each of its sites, in their order; one without `sites` is its own."""
+        return [self.replace(**site, sites=[]) for site in self.sites] or [self]
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Check templates, layers, corpus and retain set on a model without weights.
@@ -261,6 +283,15 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
             return unlearn(model, tokenizer, requests, self, corpus, retain=retain)
 
 
+def _check_layers(layers: Sequence[int]) -> None:
+    if not layers:
+        raise ConfigError("layers=[]: name at least one layer to edit")
+    if any(b != a + 1 for a, b in pairwise(layers)):
+        raise ConfigError(f"layers={layers}: expected consecutive layers in ascending order")
+    if layers[0] < 0:
+        raise ConfigError(f"layers={layers}: layers are counted from 0")
+
+
 @methods.register("ZeroUnlearn", source="arXiv 2605.18879")
 @settings
 class ZeroUnlearn(SolveConfig, LocatedEdit):
@@ -322,9 +353,16 @@ class ZeroUnlearnGD(DescentConfig, LocatedEdit):
 
     ALIASES: ClassVar[Mapping[str, str]] = {"retain": "retain_set", "retain_VKT_lam": "retain_KKT_lam"}
     WITHOUT_EFFECT: ClassVar[Mapping[str, Any]] = {
-        "layer_selection": "all", "L2": 10, "wiki_KKT_lam": 15000, "wiki_VKT_lam": 15000, "mom2_update_weight": 15000,
-        "forget_KKT_lam": (10, 50), "forget_VKT_lam": (10, 50), "regularization_lam": 1, "preset": "paper",
-    }  # fmt: skip
+        "layer_selection": "all",
+        "L2": 10,
+        "wiki_KKT_lam": 15000,
+        "wiki_VKT_lam": 15000,
+        "mom2_update_weight": 15000,
+        "forget_KKT_lam": (10, 50),
+        "forget_VKT_lam": (10, 50),
+        "regularization_lam": 1,
+        "preset": "paper",
+    }
 
     @classmethod
     def _renamed(cls, values: Mapping[str, Any]) -> dict[str, Any]:

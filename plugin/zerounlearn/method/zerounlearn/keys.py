@@ -26,9 +26,13 @@ class Walk:
     """
 
     def __init__(
-        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
-        prefixes: Sequence[str], hparams: LocatedEdit,
-    ) -> None:  # fmt: skip
+        self,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[Request],
+        prefixes: Sequence[str],
+        hparams: LocatedEdit,
+    ) -> None:
         self.layout, self.layers, self.requests = layout, hparams.layers, len(requests)
         self.each, self.strength = hparams.context_keys == "each", hparams.strength
         rows: list[list[int]] = []

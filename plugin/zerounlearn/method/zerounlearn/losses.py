@@ -49,9 +49,14 @@ def log_probabilities(layout: Layout, hidden: Tensor) -> Tensor:
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, layout: Layout, token: Tensor, unlikely: Tensor, reference: Tensor | None,
+        ctx: Any,
+        states: Tensor,
+        layout: Layout,
+        token: Tensor,
+        unlikely: Tensor,
+        reference: Tensor | None,
         of_after: bool,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         wanted = states.requires_grad
         most = good_positions(states.device, layout.model.config.get_text_config().vocab_size)
         losses, slopes = [], []

@@ -154,63 +154,145 @@ def unlearn(
     if both:
         raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
     corpus = _corpus(corpus, retain, hparams)
+    _check_vectors(vectors, hparams)
     layout = layout_of(model, hparams)
     neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
     check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
     with frozen(model):
         check_additive(layout, tokenizer, requests[0].prompt, hparams.layers)
     edit = Edit(hparams.alg_name, hparams.to_dict())
-    clock = _Clock(edit.seconds)
-    with (
-        layout.restored(hparams.layers) as originals,
-        frozen(model),
-        lineage_kept(layout, hparams.layers),
-    ):
-        with clock("statistics"):
-            moments = second_moments(layout, tokenizer, hparams, corpus) if corpus is not None else {}
-            if corpus is not None:
-                edit.statistics = {"corpus": corpus.name} | {
-                    f"C of layer {i}": tensor_digest(moments[i])
-                    for i in moments  # items() would hold two at a time
-                }
-        if vectors is None:
-            with clock("contexts"):
-                generator = torch.Generator().manual_seed(hparams.seed)
-                prefixes = sample_prefixes(
-                    model, tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
-                )
-            with clock("vectors"):
-                vectors = _vectors(layout, tokenizer, requests, neutral, prefixes, hparams, edit)
-        elif hparams.needs_sensitive and hparams.sensitive_from == "original" and set(vectors.V) != set(hparams.layers):
-            raise ConfigError(f"vectors hold V_u of layers {sorted(vectors.V)}, and {hparams.layers} are to be edited")
-        edit.vectors, edit.prefixes = vectors, vectors.prefixes
-        z, V, prefixes = vectors.z, dict(vectors.V), vectors.prefixes
-        with clock("keys"):
-            walk = Walk(layout, tokenizer, requests, prefixes, hparams)
-            kept = Walk(layout, tokenizer, retain, [], hparams) if retain else None
-            target = walk.target(z)
+    with layout.restored(hparams.layers) as originals, frozen(model), lineage_kept(layout, hparams.layers):
+        run = _Run(layout, tokenizer, requests, retain, neutral, edit)
+        run.take_statistics(corpus, hparams)
+        for site in hparams.by_site():
+            run.edit_site(site, vectors or run.find_vectors(site))
+        edit.record(model, originals)
+    return edit
+
+
+def _check_vectors(vectors: Vectors | None, hparams: Any) -> None:
+    """Refuse vectors of an earlier run that do not fit this one.
+
+    Raises:
+        ConfigError: V_u is of other layers, or there are several sites.
+    """
+    if vectors is None:
+        return
+    if hparams.sites:
+        raise ConfigError("vectors of an earlier run are of one site, and this one has several: leave them out")
+    if hparams.needs_sensitive and hparams.sensitive_from == "original" and set(vectors.V) != set(hparams.layers):
+        raise ConfigError(f"vectors hold V_u of layers {sorted(vectors.V)}, and {hparams.layers} are to be edited")
+
+
+class _Run:
+    """An edit under way: what its sites share.
+
+    Attributes:
+        moments: C by layer, of the model as it was before the first site.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[Request],
+        retain: Sequence[Request],
+        neutral: Sequence[tuple[int, ...]],
+        edit: Edit,
+    ) -> None:
+        self.layout, self.tokenizer, self.edit = layout, tokenizer, edit
+        self.requests, self.retain, self.neutral = requests, retain, neutral
+        self.clock = _Clock(edit.seconds)
+        self.moments: Mapping[int, Tensor] = {}
+
+    def take_statistics(self, corpus: Corpus | None, hparams: Any) -> None:
+        """C of every layer that any site edits."""
+        with self.clock("statistics"):
+            if corpus is None:
+                return
+            self.moments = second_moments(self.layout, self.tokenizer, hparams, corpus)
+            digests = {f"C of layer {i}": tensor_digest(self.moments[i]) for i in self.moments}  # one at a time
+            self.edit.statistics = {"corpus": corpus.name} | digests
+
+    def find_vectors(self, hparams: Any) -> Vectors:
+        """z* and V_u on the model as it is now."""
+        with self.clock("contexts"):
+            generator = torch.Generator().manual_seed(hparams.seed)
+            prefixes = sample_prefixes(
+                self.layout.model, self.tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
+            )
+        with self.clock("vectors"):
+            return _vectors(self.layout, self.tokenizer, self.requests, self.neutral, prefixes, hparams, self.edit)
+
+    def edit_site(self, hparams: Any, vectors: Vectors) -> None:
+        """Solve for a site's layers one after another, and write each before the next is looked at."""
+        self.edit.vectors, self.edit.prefixes = vectors, vectors.prefixes
+        V, outcomes = dict(vectors.V), []
+        with self.clock("keys"):
+            walk = Walk(self.layout, self.tokenizer, self.requests, vectors.prefixes, hparams)
+            kept = Walk(self.layout, self.tokenizer, self.retain, [], hparams) if self.retain else None
+            target = walk.target(vectors.z)
         for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
-            with clock("vectors"):
+            with self.clock("vectors"):
                 if layer not in V and hparams.needs_sensitive:
-                    V[layer] = _sensitive(layout, tokenizer, requests, [layer], prefixes, hparams).vectors
-            with clock("keys"):
+                    found = _sensitive(self.layout, self.tokenizer, self.requests, [layer], vectors.prefixes, hparams)
+                    V[layer] = found.vectors
+            with self.clock("keys"):
                 keys = walk.keys(layer)
                 keep = kept.keys(layer) if kept else keys[:0]
                 gap = target - walk.final_hidden(layer)
-            with clock("solve"):
+            with self.clock("solve"):
                 remaining = len(hparams.layers) - i
-                edit.layers.append(
-                    _edit_layer(
-                        layout, layer, moments.get(layer), keys, keep, gap, remaining, V.get(layer), hparams, edit
-                    )
-                )
-            log.info("%s", edit.layers[-1])
-            _check_progress(edit.layers, target - walk.final_hidden(layer))
-            with clock("keys"):
+                outcomes.append(self._edit_layer(layer, keys, keep, gap, remaining, V.get(layer), hparams))
+            self.edit.layers.append(outcomes[-1])
+            log.info("%s", outcomes[-1])
+            _check_progress(outcomes, target - walk.final_hidden(layer))
+            with self.clock("keys"):
                 for each in filter(None, (walk, kept)):
                     each.advance(layer)
-        edit.record(model, originals)
-    return edit
+
+    def _edit_layer(
+        self, layer: int, keys: Tensor, keep: Tensor, gap: Tensor, remaining: int, V: Tensor | None, hparams: Any
+    ) -> LayerOutcome:
+        """Solve for one layer and write its weight: `keys` get their part of the gap as residuals, `keep` stays."""
+        layout, name = self.layout, self.layout.weight_names[layer]
+        W, C = layout.read(layer), self.moments.get(layer)
+        solver = torch.device("cpu") if W.device.type == "mps" else W.device
+        W, keys, keep, residuals = (x.to(solver) for x in (W, keys, keep, gap / remaining))
+        sensitive = V.to(solver) if V is not None else W.new_zeros(0, W.shape[0])
+        Q = orthonormal_basis(sensitive, rtol=_RANK_TOLERANCE)
+        lineage = Lineage.of(layout.model)
+        earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
+        before = W.clone()
+        # Rows carry the root of their weight: what earlier edits mapped is held as firmly as they mapped it.
+        held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
+        kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
+        problem = LayerProblem(W, C, keys, kept, residuals, Q, lost, f"layer {layer}")
+        solved = SOLVERS[hparams.form](problem, hparams)
+        edited = solved.update.apply(W)
+        if not is_finite(edited.to(W.dtype)):
+            raise IllPosedError(
+                f"{problem.where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32"
+            )
+        layout.write(layer, edited)
+        written = layout.read(layer).to(solver)
+        lineage.add(name, earlier, Trace.of(keys, written, solved.taken), written)
+        if solved.update.scale == 1:
+            factors = layout.factors(layer, solved.update.left, solved.update.right)
+            if name in self.edit.factors:  # of an earlier site
+                both = zip(self.edit.factors[name], factors, (1, 0), strict=True)
+                factors = tuple(torch.cat([one, other], dim=dim) for one, other, dim in both)
+            self.edit.factors[name] = factors
+        return LayerOutcome(
+            layer=layer,
+            leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
+            relative_change=relative_change(before, written),
+            rounding=distance(written, edited) / max(distance(edited, before), torch.finfo(torch.float64).tiny),
+            rank=Q.shape[1],
+            kept=len(kept),
+            form=solved.form,
+            distance=float(gap.norm(dim=1).mean()),
+        )
 
 
 def _corpus(corpus: Corpus | None, retain: Sequence[Request], hparams: Any) -> Corpus | None:
@@ -245,53 +327,14 @@ def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
         )
 
 
-def _edit_layer(
-    layout: Layout, layer: int, C: Tensor | None, keys: Tensor, keep: Tensor, gap: Tensor,
-    remaining: int, V: Tensor | None, hparams: Any, edit: Edit,
-) -> LayerOutcome:  # fmt: skip
-    """Solve for one layer and write its weight: `keys` get their part of `gap` as residuals, `keep` stays."""
-    name = layout.weight_names[layer]
-    W = layout.read(layer)
-    solver = torch.device("cpu") if W.device.type == "mps" else W.device
-    W, keys, keep, residuals = (x.to(solver) for x in (W, keys, keep, gap / remaining))
-    Q = orthonormal_basis(V.to(solver), rtol=_RANK_TOLERANCE) if V is not None else W.new_zeros(W.shape[0], 0).double()
-    lineage = Lineage.of(layout.model)
-    earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
-    before = W.clone()
-    # Rows carry the root of their weight: what earlier edits mapped is held as firmly as they mapped it.
-    held = [trace.keys.to(keep) * hparams.earlier_weight**0.5 for trace in earlier]
-    kept = torch.cat([keep * hparams.retain_KKT_lam**0.5, *held])
-    problem = LayerProblem(W, C, keys, kept, residuals, Q, lost, f"layer {layer}")
-    solved = SOLVERS[hparams.form](problem, hparams)
-    edited = solved.update.apply(W)
-    if not is_finite(edited.to(W.dtype)):
-        raise IllPosedError(
-            f"{problem.where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32"
-        )
-    layout.write(layer, edited)
-    written = layout.read(layer).to(solver)
-    lineage.add(name, earlier, Trace.of(keys, written, solved.taken), written)
-    if solved.update.scale == 1:
-        edit.factors[name] = layout.factors(layer, solved.update.left, solved.update.right)
-    return LayerOutcome(
-        layer=layer,
-        leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
-        relative_change=relative_change(before, written),
-        rounding=distance(written, edited) / max(distance(edited, before), torch.finfo(torch.float64).tiny),
-        rank=Q.shape[1],
-        kept=len(kept),
-        form=solved.form,
-        distance=float(gap.norm(dim=1).mean()),
-    )
-
-
 def _multiplicative(problem: LayerProblem, hparams: SolveConfig) -> Solved:
     """The published closed form W ← D W; without V_u (`remap-only`) its P is I."""
     p = problem
     # What earlier edits took away must not come back with R, so it is projected out again.
     basis = p.Q if p.lost is None else orthonormal_basis(torch.cat([p.lost, p.Q], dim=1).mT, rtol=_RANK_TOLERANCE)
     base = factor_base(
-        p.W, p.C,
+        p.W,
+        p.C,
         corpus_weight=hparams.wiki_KKT_lam,
         ridge=hparams.regularization_lam,
         keep=p.kept if len(p.kept) else None,
@@ -299,11 +342,17 @@ def _multiplicative(problem: LayerProblem, hparams: SolveConfig) -> Solved:
         lost=p.lost,
         dtype=getattr(torch, hparams.solve_dtype),
         where=p.where,
-    )  # fmt: skip
+    )
     update = solve_update(
-        p.W, base, p.keys, p.residuals, basis,
-        forget_weight=hparams.forget_KKT_lam, eps=hparams.projection_eps, where=p.where,
-    )  # fmt: skip
+        p.W,
+        base,
+        p.keys,
+        p.residuals,
+        basis,
+        forget_weight=hparams.forget_KKT_lam,
+        eps=hparams.projection_eps,
+        where=p.where,
+    )
     taken = basis if hparams.projection_eps == 0 else basis[:, :0]
     return Solved(update, taken, f"closed form, cond(B₀) ≥ {base.condition():.1e}")
 
@@ -312,7 +361,8 @@ def _on_keys(problem: LayerProblem, hparams: SolveConfig) -> Solved:
     """Ours, W ← W + Δ, which changes what the layer writes for keys like the forget keys and for no others."""
     p = problem
     factor = factor_keys(
-        p.W, p.C,
+        p.W,
+        p.C,
         corpus_weight=hparams.wiki_KKT_lam,
         ridge=hparams.regularization_lam,
         keep=p.kept if len(p.kept) else None,
@@ -320,7 +370,7 @@ def _on_keys(problem: LayerProblem, hparams: SolveConfig) -> Solved:
         exactly=hparams.retain_exactly,
         dtype=getattr(torch, hparams.solve_dtype),
         where=p.where,
-    )  # fmt: skip
+    )
     update = solve_on_keys(p.W, factor, p.keys, p.residuals, p.Q, forget_weight=hparams.forget_KKT_lam, where=p.where)
     form = "additive on the forget keys" + (", orthogonal there" if p.Q.shape[1] else "")
     return Solved(update, p.Q[:, :0], form)
@@ -338,8 +388,10 @@ def _null_space(problem: LayerProblem, hparams: DescentConfig) -> Solved:
     if not space.directions:
         log.warning(
             "%s: no eigenvalue of C is at most nullspace_threshold=%g (%s): the soft form is used instead",
-            p.where, hparams.nullspace_threshold, hparams.nullspace_rule,
-        )  # fmt: skip
+            p.where,
+            hparams.nullspace_threshold,
+            hparams.nullspace_rule,
+        )
     weights = Weights(hparams.sensitive_weight, hparams.target_weight, hparams.norm_weight)
     if hparams.solver == "exact":
         update = solve_exact(p.W, space, p.keys, p.residuals, p.Q, weights)

@@ -88,9 +88,10 @@ def optimise(
     chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
     with (
         frozen(layout.model),
-        tqdm(total=len(chunks) * hparams.v_num_grad_steps, desc=progress, unit="step",
-             disable=None if progress else True) as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=len(chunks) * hparams.v_num_grad_steps, desc=progress, unit="step", disable=None if progress else True
+        ) as bar,
+    ):
         if additive := sorted({p.layer for p in problems if p.at == "projection"}):
             check_additive(layout, tokenizer, problems[0].request.prompt, additive)
         parts = [_optimise_chunk(layout, tokenizer, chunk, prefixes, hparams, bar) for chunk in chunks]
@@ -126,12 +127,14 @@ class _Search:
         self.width = ids.shape[1]
         depth, lowest = len(layout.blocks), min(p.layer for p in problems)
         self.tape = record(
-            layout, ids, mask,
+            layout,
+            ids,
+            mask,
             replayed=range(lowest + 1, depth),
             outputs={*(p.layer for p in problems), depth - 1},
             written={p.layer for p in problems if p.at == "projection"},
             attention=True,
-        )  # fmt: skip
+        )
         self.contexts = len(self.rows) // len(problems) - 1
         self.most = tokens_at_a_time(layout, depth - 1 - lowest)
         self.active = set(range(len(problems)))
@@ -146,10 +149,12 @@ class _Search:
         each = self.contexts + 1
         bare = [self.rows[i * each] for i in range(len(self.problems))]
         states = [(self.tape.outputs if p.at == "block" else self.tape.written)[p.layer] for p in self.problems]
-        origin = torch.stack([
-            state[self.sequence_of[row.ids], row.position].to(self.layout.device)
-            for state, row in zip(states, bare, strict=True)
-        ])  # fmt: skip
+        origin = torch.stack(
+            [
+                state[self.sequence_of[row.ids], row.position].to(self.layout.device)
+                for state, row in zip(states, bare, strict=True)
+            ]
+        )
         return origin.to(torch.float64 if origin.dtype == torch.float64 else torch.float32)
 
     def _must_replay_whole_rows(self) -> bool:
