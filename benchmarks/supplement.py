@@ -1,7 +1,7 @@
 """The supplement's experiments A to F in small, beside the paper's figures: the tables of docs/results.md.
 
     python benchmarks/supplement.py         # writes the tables of what is in benchmarks/results/supplement.csv
-    python benchmarks/supplement.py --run   # first runs studies/small_*.yaml, or goes on with them, and writes that file
+    python benchmarks/supplement.py --run   # runs studies/small_*.yaml first, or goes on with them
 
 The paper's figures (arXiv 2605.18879, supplement, tables 1 to 14) are in benchmarks/results/supplement_paper.csv. With
 `--run`, AlphaEdit's row needs EasyEdit's 2026 edition: export EASYEDIT_HOME=…/EasyEdit.
