@@ -69,6 +69,8 @@ SWEEPS: dict[str, list[int]] = {
 }
 # Solves alone, at the shapes of real models' down projections, as far as 16 GiB hold them.
 SOLVES = [(576, 1536), (1024, 4096), (2048, 8192), (3072, 8192), (4096, 14336)]
+# The singular vectors of V_u alone, at the sizes of figures 1 and 2 of the paper's supplement and its model's width.
+BASES, BASE_WIDTH = [10, 25, 50, 100, 200, 500, 1000], 3072
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -138,6 +140,29 @@ def measure_solve(d: int, m: int, n: int = 50) -> dict[str, Any]:
         solve_update(W, base, K, R, orthonormal_basis(V), forget_weight=50.0).apply(W)
         seconds.append(time.perf_counter() - start)
     return {"d": d, "m": m, "n": n, "factor": factored, "solve": statistics.median(seconds)}
+
+
+def measure_basis(n: int, d: int = BASE_WIDTH) -> dict[str, Any]:
+    """An orthonormal basis of n outputs, in a process of its own with one thread.
+
+    The median of three in the process's own seconds, which other work on the machine does not lengthen, and the memory
+    beyond V_u.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure_basis, n, d).result()
+
+
+def _measure_basis(n: int, d: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    V = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    orthonormal_basis(V[:1])  # the library's own start-up is not the basis's
+    base, seconds = psutil.Process().memory_info().rss, []
+    with peak_memory(torch.device("cpu")) as peak:
+        for _ in range(3):
+            start = time.thread_time()
+            orthonormal_basis(V)
+            seconds.append(time.thread_time() - start)
+    return {"d": d, "n": n, "cpu_seconds": statistics.median(seconds), "peak_bytes": max(peak.bytes - base, 0)}
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -233,6 +258,10 @@ def markdown(record: dict[str, Any]) -> str:
         rows = [["d", "m", "factor of B₀, s", "solve, s"]]
         rows += [[s["d"], s["m"], f"{s['factor']:.3g}", f"{s['solve']:.3g}"] for s in record["solves"]]
         parts.append(table(rows))
+    if "bases" in record:
+        rows = [["d", "n", "basis of V_u, CPU s", "memory, MB"]]
+        rows += [[b["d"], b["n"], f"{b['cpu_seconds']:.3g}", f"{b['peak_bytes'] / 1e6:.0f}"] for b in record["bases"]]
+        parts.append(table(rows))
     rows = [["predicted, s", "GPUs", "statistics", "z* and V_u", "keys", "factor of B₀", "solve"]]
     for p in record["predictions"]:
         seconds = [f"{s:.2g}" for s in p["seconds"].values()] if p["seconds"] else ["does not fit"] * 5
@@ -243,19 +272,22 @@ def markdown(record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predict", action="store_true", help="the predictions alone")
-    parser.add_argument("--only", nargs="+", choices=[*SWEEPS, "solve"], default=[*SWEEPS, "solve"])
+    parser.add_argument("--only", nargs="+", choices=[*SWEEPS, "solve", "basis"], default=[*SWEEPS, "solve", "basis"])
     parser.add_argument("--rate", type=float, default=300e12, help="FLOP/s in bfloat16 that the GPU is taken to reach")
     parser.add_argument("--double", type=float, default=40e12, help="its FLOP/s in float64")
     args = parser.parse_args()
     record: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if not args.predict:
         for name in args.only:
-            if name != "solve":
+            if name in SWEEPS:
                 record.setdefault("sweeps", {})[name] = sweep(name, SWEEPS[name])
         if "solve" in args.only:
             free = min(psutil.virtual_memory().available, 16 * 2**30)
             record["solves"] = [measure_solve(d, m) for d, m in SOLVES if 4 * m * m + 40 * d * m + 16 * d * d < free]
-        record["environment"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        if "basis" in args.only:
+            record["bases"] = [measure_basis(n) for n in BASES]
+        if args.only != ["basis"]:  # which keeps a record of its own
+            record["environment"] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     gpu = Gpu(args.rate, args.double, 80e9)
     record["predictions"] = [
         prediction for gpus in (1, 2, 8) for prediction in predictions(50, 100_000, 512, gpu, gpus)

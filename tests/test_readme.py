@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
@@ -91,3 +92,18 @@ def test_the_guide_names_every_setting_metric_data_set_and_method() -> None:
         assert f"`{method}`" in GUIDE.replace("`UltraEdit`", "`ULTRAEDIT`")
     for name in optional():
         assert f"| `{name}` | {column(name).axis} | {column(name).meaning} |" in GUIDE
+
+
+def test_the_supplements_tables_are_made_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in docs/results.md: of what the studies measured and of what the paper says, by no other hand."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    supplement = importlib.import_module("supplement")
+    page = supplement.PAGE.read_text(encoding="utf-8")
+    assert supplement.filled(page) == page
+    for name in supplement.STUDIES:
+        study = load_study(ROOT / f"studies/{name}.yaml")
+        found = [row for row in supplement.read(supplement.FOUND) if row["study"] == name]
+        assert {row["method"] for row in found} == {"base", *(method.label for method in study.methods)}
+        assert {int(row["n"]) for row in found} == set(study.sizes)
+        assert {int(row["seed"]) for row in found} == set(study.seeds)
+        assert {row["dataset"] for row in found} == {data.label for data in study.datasets}
