@@ -14,7 +14,7 @@ BEFORE = {
 
 def cell(
     method: str = "ZeroUnlearn", seed: int = 0, n: int = 10, dataset: str = "packaged", *,
-    after: dict[str, float] | None = None, error: str | None = None, facts: int = 3, **changes: Any,
+    after: dict[str, float] | None = None, error: str | None = None, facts: int | list[Any] = 3, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """One cell; `after` replaces single numbers of the plausible default."""
     rng = random.Random(f"{method} {seed} {n} {dataset}")
@@ -37,11 +37,14 @@ def cell(
         "error": error,
         "before": base,
         "after": {} if error else numbers | (after or {}),
-        "facts": [] if error else [
+        "facts": [] if error else facts if isinstance(facts, list) else [
             {
                 "prompt": f"The capital of country {i} of seed {seed} is", "answer": f"City {i}",
-                "before": {"said": True, "probability": 0.5 + 0.04 * i},
-                "after": {"said": rng.random() < 0.3 * (1 - skill), "probability": 0.4 * rng.random() * (1 - skill)},
+                "before": {"said": True, "probability": 0.5 + 0.04 * i, "completion": f" City {i}, of course."},
+                "after": {
+                    "said": rng.random() < 0.3 * (1 - skill), "probability": 0.4 * rng.random() * (1 - skill),
+                    "completion": f" <b>a place</b> that {method} names.",
+                },
             }
             for i in range(facts)
         ],
@@ -49,6 +52,7 @@ def cell(
         "peak_bytes": 1_500_000_000 + int(5e8 * skill),
         "weights": "5f1c9a",
         "restored": True,
+        "date": f"2026-11-{20 + seed}",
         "hparams": {"alg_name": "ZeroUnlearn", "layers": [17, 18, 19], "v_lr": 0.1},
         "environment": {"torch": "2.13.0", "device": "cpu", "dtype": "float32", "threads": "1"},
     }  # fmt: skip

@@ -13,16 +13,24 @@ import numpy as np
 import pandas as pd
 
 from zerounlearn.errors import ConfigError
+from zerounlearn.evaluation.joint_score import joint_score
 from zerounlearn.report.table import BASE
 
 RESULTS = ("dataset", "n", "seed", "method", "algorithm", "id", "status", "phase", "metric", "value")
 FAILURES = ("dataset", "n", "seed", "method", "algorithm", "id", "error")
 FACTS = (
-    "dataset", "n", "seed", "method", "prompt", "answer",
-    "said_before", "said_after", "probability_before", "probability_after",
-)  # fmt: skip
+    "dataset",
+    "n",
+    "seed",
+    "method",
+    "prompt",
+    "answer",
+    "wording",
+    *(f"{what}_{phase}" for what in ("said", "probability", "completion") for phase in ("before", "after")),
+)
 _GROUP = ["dataset", "n", "seed", "metric"]
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+_PHASES = ("before", "after")
 _COST = {"unlearn": "unlearn_seconds", "evaluate": "evaluate_seconds"}
 
 
@@ -35,7 +43,8 @@ class Frames:
         results: one number a row (`RESULTS`); `phase` is before, after or cost. A metric that a cell lacks has no
             row there; NaN and infinity are values.
         failures: one failed cell a row (`FAILURES`).
-        facts: one forgotten fact of one cell a row (`FACTS`).
+        facts: one wording of one forgotten fact of one cell a row (`FACTS`): its prompt, which alone has a
+            completion, and each paraphrase.
         warnings: what a reader of any number must know.
     """
 
@@ -44,6 +53,11 @@ class Frames:
     failures: pd.DataFrame
     facts: pd.DataFrame
     warnings: tuple[str, ...]
+
+    @property
+    def dates(self) -> list[str]:
+        """Of the cells, each once, in order."""
+        return sorted({cell["date"] for cell in self.cells if cell.get("date")})
 
     @property
     def methods(self) -> list[str]:
@@ -132,7 +146,9 @@ def _numbers(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     cost = {name: seconds.get(key) for key, name in _COST.items()} | {"peak_bytes": cell.get("peak_bytes")}
     phases = {"before": cell.get("before") or {}}
     if cell["status"] == "done":  # what a failed cell cost, or had measured by then, is no result
-        phases |= {"after": cell.get("after") or {}, "cost": cost}
+        after = cell.get("after") or {}
+        before, found = ({k: v for k, v in x.items() if v is not None} for x in (phases["before"], after))
+        phases |= {"after": {**after, "score": joint_score(before, found)}, "cost": cost}
     return [
         (*_key(cell), cell["status"], phase, metric, float(value))
         for phase, values in phases.items()
@@ -144,17 +160,16 @@ def _numbers(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 def _facts(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     if cell["status"] != "done":
         return []
-    what = cell["cell"]
-    key = what["dataset"], what["n"], what["seed"], what["method"]
-    return [
-        (
-            *key,
-            f["prompt"],
-            f["answer"],
-            *(f[phase][x] for x in ("said", "probability") for phase in ("before", "after")),
+    what, found = cell["cell"], []
+    for fact in cell.get("facts") or ():
+        pairs = zip(
+            *(({**fact[x], "prompt": fact["prompt"]}, *fact[x].get("paraphrases", ())) for x in _PHASES), strict=True
         )
-        for f in cell.get("facts") or ()
-    ]
+        for phases in pairs:  # of each wording
+            numbers = (one.get(name) for name in ("said", "probability", "completion") for one in phases)
+            place = (what["dataset"], what["n"], what["seed"], what["method"], fact["prompt"], fact["answer"])
+            found.append((*place, phases[0]["prompt"], *numbers))
+    return found
 
 
 def _warnings(cells: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> list[str]:
