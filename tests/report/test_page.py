@@ -140,7 +140,9 @@ def test_each_fact_has_a_table_of_what_every_method_leaves_of_it() -> None:
     fact = {"prompt": "The capital of Italy is", "answer": "Rome", "before": said | {"paraphrases": [reworded]}}
     fact |= {"after": gone | {"paraphrases": [reworded | {"said": False, "probability": 0.125}]}}
     files = outputs([cell("A", facts=[fact]), cell("B", facts=[fact])], About("t"))
-    (shown,) = pd.read_html(io.StringIO(files["report.html"].decode()), attrs={"class": "words"})
+    (shown,) = pd.read_html(
+        io.StringIO(files["report.html"].decode()), attrs={"class": "dataframe words facts"}, flavor="lxml"
+    )
     assert shown.columns.tolist() == ["method", "seed", "completion", "The capital of Italy is", "Italy's capital:"]
     assert shown.values.tolist() == [
         ["base", 0, "Rome.", "said (0.500)", "said (0.250)"],

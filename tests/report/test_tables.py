@@ -212,7 +212,7 @@ def test_warnings_tell_of_weights_that_changed_and_of_bases_that_differ() -> Non
         (lambda c: [c[0] | {"status": "running"}], "status='running'"),
         (lambda c: [c[0] | {"cell": c[0]["cell"] | {"n": "ten"}}], "cell.n='ten'"),
         (lambda c: [c[0] | {"cell": c[0]["cell"] | {"method": "base"}}], "call the method otherwise"),
-        (lambda c: [c[0] | {"cell": "GA"}], "cell.method=None"),
+        (lambda c: [c[0] | {"cell": "GA"}], "cell='GA': Input should be"),
         (lambda c: [c[0] | {"after": {"eff": "0.5"}}], "after.eff='0.5'"),
     ],
 )

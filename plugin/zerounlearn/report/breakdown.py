@@ -9,10 +9,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from zerounlearn.report.canvas import INK, LABEL, OTHERS, Plot, bare, colour, figure, saved, short, style
+from zerounlearn.report.canvas import INK, LABEL, Plot, bare, colour, figure, saved, short, style
 from zerounlearn.report.table import BASE, Table
 
 _FACTS = 40
@@ -31,14 +30,15 @@ def hardest(facts: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_by_one(facts: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
-    """By each fact's prompt and answer an HTML table of what every method leaves of it.
+    """By each of the `hardest` facts' prompt and answer an HTML table of what every method leaves of it.
 
     A row a method and seed, the base model's first: the completion and, of the prompt and each paraphrase, whether the
     sensitive answer is said, with its probability.
     """
     tables = {}
-    for (prompt, answer), own in facts.groupby(_KEY, sort=False):
-        last = own.assign(method=pd.Categorical(own["method"], methods, ordered=True))
+    for (prompt, answer), own in hardest(facts).groupby(_KEY, sort=False):
+        once = own.drop_duplicates(["method", "seed", "wording"])
+        last = once.assign(method=pd.Categorical(once["method"], methods, ordered=True))
         phases = {"before": last.drop_duplicates(["seed", "wording"]).assign(method=BASE), "after": last}
         parts = []
         for phase, rows in phases.items():
@@ -47,9 +47,10 @@ def one_by_one(facts: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
             wide = shown.pivot(index=["method", "seed"], columns="wording", values="shown")
             wide = wide[list(dict.fromkeys(own["wording"]))]
             texts = rows[rows["wording"] == prompt].set_index(["method", "seed"])[f"completion_{phase}"]
-            wide.insert(0, "completion", texts)
-            parts.append(wide.reset_index().astype({"method": str}))
-        html = pd.concat(parts).fillna("–").to_html(index=False, border=0, classes="words")
+            wide.insert(0, "completion", texts.map(lambda text: " ".join(text.split()), na_action="ignore"))
+            parts.append(wide.reset_index().astype({"method": str}).rename_axis(columns=None))
+        with pd.option_context("display.max_colwidth", None):
+            html = pd.concat(parts).fillna("–").to_html(index=False, border=0, classes="words facts")
         tables[f"{prompt} → {answer}"] = html
     return tables
 
@@ -114,35 +115,26 @@ def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | N
 
 
 def time_bars(table: Table, name: str, *, own: str | None = None) -> Plot | None:
-    """Seconds of unlearning and of evaluation by method, from a table of costs; None where nothing was timed."""
-    metrics = ("unlearn_seconds", "evaluate_seconds")
-    looks: list[dict[str, Any]] = [{}, {"alpha": 0.45, "hatch": "////"}]
-    rows = [row for row in table.rows if any(table.entry(row, m) for m in metrics)]
-    if not rows:
+    """Seconds of unlearning by method, from a table of costs; None where nothing was timed."""
+    timed = [
+        (row.label, e) for row in table.rows if (e := table.entry(row, "unlearn_seconds")) and math.isfinite(e.mean)
+    ]
+    if not timed:
         return None
     with style():
-        drawn = figure(0.9 + 0.36 * len(rows))
+        drawn = figure(0.7 + 0.24 * len(timed))
         axes = drawn.add_subplot()
-        for k, metric in enumerate(metrics):
-            for i, row in enumerate(rows):
-                e = table.entry(row, metric)
-                if e is None or not math.isfinite(e.mean):
-                    continue
-                y, look = i + 0.19 * (2 * k - 1), looks[k]
-                axes.barh(y, e.mean, 0.34, color=colour(row.label, own), edgecolor=INK, linewidth=0.5, **look)
-                axes.plot([e.low, e.high], [y, y], color=INK, linewidth=0.8)
-                # Beside the range, not on it.
-                axes.annotate(f"{e.shown} s", (e.high, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
-        axes.set_yticks(range(len(rows)), [short(row.label, LABEL) for row in rows])
+        for i, (label, e) in enumerate(timed):
+            axes.barh(i, e.mean, 0.6, color=colour(label, own))
+            axes.plot([e.low, e.high], [i, i], color=INK, linewidth=0.8)
+            # Beside the range, not on it.
+            axes.annotate(f"{e.shown} s", (e.high, i), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.set_yticks(range(len(timed)), [short(label, LABEL) for label, _ in timed])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.set_xlabel("seconds a forget set")
-        axes.set_ylabel("method")
-        kinds = [Patch(facecolor=OTHERS, edgecolor=INK, **look) for look in looks]
-        drawn.legend(kinds, ["unlearning", "evaluation"], loc="outside upper right", ncols=2)
-        alt = f"Seconds of unlearning and evaluation by method on {table.dataset}, n = {table.n}."
-        image = saved(drawn, name, alt)
-    return Plot("Wall-clock time: means, with lines from the seeds' lowest to their highest.", (image,))
+        axes.set_xlabel("seconds of unlearning a forget set")
+        image = saved(drawn, name, f"Seconds of unlearning by method on {table.dataset}, n = {table.n}.")
+    return Plot("Wall-clock time of unlearning: means, with lines from the seeds' lowest to their highest.", (image,))

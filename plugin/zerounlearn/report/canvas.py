@@ -19,10 +19,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.font_manager import FontProperties
 from matplotlib.transforms import Bbox
 
-INK = "#1b1f24"
+INK = "#000000"
 OWN = "#0062b8"
 """The method that the study is about."""
 OTHERS = "#7d848c"
@@ -33,17 +33,8 @@ LABEL = 34
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "font.size": 8.0,
+    "font.size": 7.5,
     "axes.labelsize": 8.0,
-    "axes.titlesize": 8.5,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "grid.color": "#dfe3e8",
     "grid.linewidth": 0.6,
     "axes.grid": True,
@@ -58,12 +49,13 @@ _STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
-_PANEL, _MARGINS = 4.3, (0.62, 1.25, 0.46, 0.12)
+_PANEL, _MARGINS = 4.3, (0.62, 1.05, 0.46, 0.12)
 """A panel's width, and the room left, right, below and above its axes, in inches: names go into that to the right."""
-_SIDES: tuple[tuple[Literal["left", "right"], float], ...] = (("left", 7.0), ("right", -7.0))
-"""How a name is aligned beside its point, and how far from it in points."""
-_LINE = 0.13
-"""Inches that a name takes in height."""
+Side = Literal["left", "right", "center"]
+_SIDES: tuple[tuple[Side, float, float], ...] = (("left", 7.0, 0.0), ("right", -7.0, 1.0), ("center", 0.0, 0.5))
+"""How a name is aligned at its point, how far from it in points, and which share of the name lies left of that."""
+_LINE = 0.18
+"""Inches of height that a name is given, with what is lost between names."""
 
 
 @dataclass(frozen=True)
@@ -156,37 +148,45 @@ def name_points(
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    inside, renderer = figure.bbox.padded(-1.0), FigureCanvasAgg(figure).get_renderer()
-    marks = axes.transData.transform([*points, *((x, y) for x, y, _, _ in named)])
-    reach, (left, bottom, right, _) = 3.0 * figure.dpi / 72, axes.bbox.extents
+    renderer, point, (left, bottom, right, _) = (
+        FigureCanvasAgg(figure).get_renderer(),
+        figure.dpi / 72,
+        axes.bbox.extents,
+    )
+    font, edge, top = FontProperties(size=7), figure.bbox.x1 - 1, figure.bbox.y1 - 1
     lines = [bottom, *(axes.transData.transform((1, level))[1] for level in levels)]
-    taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in marks]
-    taken += [Bbox.from_extents(left, y - 1, right, y + 1) for y in lines]
-    steps = sorted((k * 72 * _LINE / 2 for k in range(-120, 121)), key=abs)
+    taken = [Bbox.from_extents(left, y - 1, right, y + 1) for y in lines]
+    taken += [Bbox([p, p]).padded(3 * point) for p in axes.transData.transform([*points, *(n[:2] for n in named)])]
+    steps = sorted(range(-500, 501, 4), key=abs)
     for x, y, text, ink in named:
-        for up, (side, across) in product(steps, _SIDES):
-            label = axes.annotate(
-                text,
-                (x, y),
-                (across, up),
-                textcoords="offset points",
-                horizontalalignment=side,
-                verticalalignment="center",
-                fontsize=7,
-                color=ink,
-                annotation_clip=False,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.85},
-                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": ink, "relpos": (float(side == "right"), 0.5)},
-            )
-            label.update_positions(renderer)
-            box = Text.get_window_extent(label, renderer)  # an annotation's own has its line in it
-            within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
-            if within and not any(box.overlaps(other) for other in taken):
-                break
-            label.remove()
-        else:  # there is no such place: over the others, rather than nowhere
-            axes.add_artist(label)
+        x0, y0 = axes.transData.transform((x, y))
+        wide, high, _ = renderer.get_text_width_height_descent(text, font, False)
+        places: list[tuple[bool, int, tuple[float, float], tuple[Side, float], Bbox]] = []
+        for up, (side, across, share) in product(steps, _SIDES):
+            box = Bbox.from_bounds(x0 + across * point - wide * share, y0 + up * point - high / 2, wide, high)
+            if left <= box.x0 and box.x1 <= edge and bottom <= box.y0 and box.y1 <= top:
+                hides = any(box.padded(1).overlaps(other) for other in taken)
+                places.append((hides, len(places), (across, up), (side, share), box))
+                if not hides:
+                    break
+        if not places:  # wider than the figure
+            continue
+        # Over another one only if there is no free place.
+        _, _, offset, (side, share), box = min(places, key=lambda place: place[:2])
         taken.append(box)
+        axes.annotate(
+            text,
+            (x, y),
+            offset,
+            textcoords="offset points",
+            horizontalalignment=side,
+            verticalalignment="center",
+            fontproperties=font,
+            color=ink,
+            annotation_clip=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.85},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": ink, "relpos": (share, 0.5)},
+        )
 
 
 def short(label: str, most: int) -> str:

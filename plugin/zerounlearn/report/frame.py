@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from zerounlearn.errors import ConfigError
 from zerounlearn.evaluation.joint_score import joint_score
@@ -95,34 +96,39 @@ class Frames:
         )
 
 
+class _Coordinates(BaseModel, strict=True):
+    method: str
+    algorithm: str
+    dataset: str
+    n: int
+    seed: int
+
+
+class _Cell(BaseModel, strict=True):
+    """What no output can do without."""
+
+    id: str
+    cell: _Coordinates
+    status: Literal["done", "failed"]
+    before: dict[str, float | None] | None = None
+    after: dict[str, float | None] | None = None
+    seconds: dict[str, float | None] | None = None
+
+
 def _check(cell: Mapping[str, Any]) -> None:
-    """Fields and their types; what the outputs can do without is not asked for."""
     name = cell.get("id")
-    if not isinstance(name, str):
-        raise ConfigError(f"cell id={name!r}: expected a string; remove the file and run the study again")
-    given = cell.get("cell")
-    what: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    kinds = {"method": str, "algorithm": str, "dataset": str, "n": int, "seed": int}
-    for field, kind in kinds.items():
-        value = what.get(field)
-        if not isinstance(value, kind):
-            raise ConfigError(
-                f"cell {name!r}: cell.{field}={value!r}: expected {kind.__name__}; remove its file and run again"
-            )
-    if what["method"] == BASE:
+    try:
+        _Cell.model_validate(cell)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"cell {name!r}: {place}={first['input']!r}: {first['msg']}; remove its file and run the study again"
+        ) from None
+    if cell["cell"]["method"] == BASE:
         raise ConfigError(
             f"cell {name!r}: cell.method={BASE!r} is the name of the row before unlearning; call the method otherwise"
         )
-    if cell.get("status") not in ("done", "failed"):
-        raise ConfigError(
-            f"cell {name!r}: status={cell.get('status')!r}: expected 'done' or 'failed'; remove its file and run again"
-        )
-    for phase in ("before", "after", "seconds"):
-        for metric, value in (cell.get(phase) or {}).items():
-            if value is not None and not isinstance(value, (int, float)):
-                raise ConfigError(
-                    f"cell {name!r}: {phase}.{metric}={value!r}: expected a number; remove its file and run again"
-                )
 
 
 def _by_name(label: str) -> tuple[list[str | float], str]:

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from zerounlearn.files import whole_file
-from zerounlearn.report.breakdown import hardest, heat_map, one_by_one, time_bars
+from zerounlearn.report.breakdown import heat_map, one_by_one, time_bars
 from zerounlearn.report.canvas import Plot
 from zerounlearn.report.columns import Group
 from zerounlearn.report.frame import Frames
@@ -27,6 +27,7 @@ from zerounlearn.report.table import Table
 from zerounlearn.report.trade_off import by_size, pareto
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def write_outputs(folder: Path, cells: Sequence[Mapping[str, Any]], about: About) -> None:
@@ -83,7 +84,7 @@ def _sections(found: Sequence[Table], frames: Frames, about: About) -> list[Sect
         name = _slug(f"{dataset}-n{n}", taken)
         here = frames.facts[(frames.facts["dataset"] == dataset) & (frames.facts["n"] == n)]
         plots = _plots(own, here, frames.methods, name, about)
-        facts = one_by_one(hardest(here), frames.methods)
+        facts = _tried(partial(one_by_one, here, frames.methods)) or {}
         sections.append(Section(name, f"{dataset}, {n} facts", own, plots, facts))
     for dataset, part in groupby(found, key=lambda t: t.dataset):
         core = [t for t in part if t.group is Group.CORE]
@@ -106,8 +107,8 @@ def _plots(own: Sequence[Table], facts: pd.DataFrame, methods: Sequence[str], na
     return [plot for draw in drawn if (plot := _tried(draw))]
 
 
-def _tried(draw: Callable[[], Plot | None]) -> Plot | None:
-    """The plot; one that cannot be drawn costs itself, and not the tables."""
+def _tried(draw: Callable[[], T | None]) -> T | None:
+    """The plot, or whatever is drawn; what cannot be drawn costs itself, and not the tables."""
     try:
         return draw()
     except Exception as error:  # whatever a drawing library raises on data of nobody's expectation

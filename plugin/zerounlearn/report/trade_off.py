@@ -120,7 +120,7 @@ def dodged(places: Sequence[tuple[float, float]]) -> list[float]:
 
 def _panel(table: Table, name: str, metric: str, points: Sequence[_Point], own: str | None) -> Image:
     named = {p.label: p for p in points}  # of a sweep its last setting
-    drawn, axes = panel(len(named))
+    drawn, axes = panel(len(named) + 1)
     across, up = points[0].x.column, points[0].y.column
     base = table.entry(table.base, metric) if table.base else None
     heights = [p.y for p in points] + ([base] if base and math.isfinite(base.mean) else [])
@@ -141,6 +141,7 @@ def _panel(table: Table, name: str, metric: str, points: Sequence[_Point], own: 
         _mark(axes, p, aside, colour(p.label, own))
     order = sorted(named.values(), key=lambda p: p.label != own)
     names = [(*p.at, short(p.label, LABEL), OWN if p.label == own else INK) for p in order]
+    names += [(axes.get_xlim()[1], level, BASE, INK) for level in levels]
     name_points(axes, names, [p.at for p in points], levels)
     axes.set_xlabel(across.axis)
     axes.set_ylabel(up.axis)
