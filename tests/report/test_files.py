@@ -84,9 +84,13 @@ def test_the_same_cells_give_the_same_bytes_in_any_order_and_process(
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nfont.size: 20\n")
     run = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "cells.json"), TITLE],
-        cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path)},
-        capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     other = json.loads(run.stdout.splitlines()[-1])
     assert other == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
@@ -222,8 +226,13 @@ def test_intervals_stay_within_their_bounds() -> None:
     plot = pareto(table, "p")
     assert plot is not None
     root = ElementTree.fromstring(plot.images[0].files["svg"])
-    bars = [e.attrib["d"] for e in root.iter() if e.attrib.get("id", "").startswith("LineCollection") for e in e.iter()
-            if e.tag.endswith("}path")]  # fmt: skip
+    bars = [
+        e.attrib["d"]
+        for e in root.iter()
+        if e.attrib.get("id", "").startswith("LineCollection")
+        for e in e.iter()
+        if e.tag.endswith("}path")
+    ]
     assert len(bars) == 2
     axes = next(e for e in root.iter() if e.attrib.get("id") == "patch_2")
     frame = [float(x) for x in re.findall(r"[\d.]+", next(iter(axes)).attrib["d"])]
@@ -250,10 +259,14 @@ def test_a_heat_map_shows_the_facts_that_are_hardest_to_forget() -> None:
     made = [cell("a", facts=0), cell("b", facts=0)]
     for one in made:
         one["facts"] = [
-            {"prompt": f"p{i:02}", "answer": "x", "before": {"said": True, "probability": 0.5},
-             "after": {"said": i == 60, "probability": i / 100}}
+            {
+                "prompt": f"p{i:02}",
+                "answer": "x",
+                "before": {"said": True, "probability": 0.5},
+                "after": {"said": i == 60, "probability": i / 100},
+            }
             for i in range(61)
-        ]  # fmt: skip
+        ]
     plot = heat_map(Frames.of(made).facts, ["a", "b"], "heat")
     assert plot is not None
     shown = [text for text in texts(plot.images[0].files["svg"]) if re.match(r"p\d\d", text)]

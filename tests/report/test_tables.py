@@ -168,8 +168,12 @@ def test_columns_know_direction_unit_and_group() -> None:
     assert column("lm_eval/wikitext/word_perplexity").goal is Goal.LOWER
     assert column("mystery").goal is Goal.NONE
     assert [c.metric for c in columns(["zz", "ppl", "gen_probability", "eff", "eff_probability"])] == [
-        "eff", "ppl", "eff_probability", "gen_probability", "zz",
-    ]  # fmt: skip
+        "eff",
+        "ppl",
+        "eff_probability",
+        "gen_probability",
+        "zz",
+    ]
     assert column("ppl").text(3.2e8) == "3.2e+08"
     assert column("spe").text(-0.0001) == "0.0"
 
@@ -295,8 +299,12 @@ def test_latex_compiles_and_shows_the_labels(tmp_path: Path) -> None:
     )
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout[-2000:]
     assert "Overfull" not in run.stdout
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000

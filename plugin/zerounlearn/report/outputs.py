@@ -58,14 +58,14 @@ def outputs(cells: Sequence[Mapping[str, Any]], about: About) -> dict[str, bytes
     """
     frames = Frames.of(cells)
     found = tables(frames, about.reference, about.sweeps)
-    sections = _sections(found, frames, about)
+    sections, tests = _sections(found, frames, about), _comparisons(found)
     texts = {
         "failures.csv": _csv(frames.failures),
         "facts.csv": _csv(frames.facts),
-        "significance.csv": _csv(_comparisons(found)),
+        "significance.csv": _csv(tests),
         "tables.md": markdown(found, about.title, frames.warnings),
         "tables.tex": latex(found, about.title),
-        "report.html": report(about, frames, sections),
+        "report.html": report(about, frames, sections, tests),
         "results.csv": _csv(frames.results),
     }
     files = {name: text.encode("utf-8") for name, text in texts.items()}

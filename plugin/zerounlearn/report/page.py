@@ -52,21 +52,20 @@ class Section:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def report(about: About, frames: Frames, sections: Sequence[Section]) -> str:
-    """The page; the sections' names are the anchors."""
+def report(about: About, frames: Frames, sections: Sequence[Section], tests: pd.DataFrame) -> str:
+    """The page; the sections' names are the anchors, `tests` all comparisons."""
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # Our own files; a closing tag in them would end them early, but for that they need no escape.
     style, script = template("report.css"), template("report.js")
-    tables = [table for section in sections for table in section.tables]
     return env.from_string(template("report.html.jinja")).render(
         about=about,
         dates=" to ".join(dict.fromkeys((*frames.dates[:1], *frames.dates[-1:]))),
-        results=list(_results(tables)),
+        results=list(_results([table for section in sections for table in section.tables])),
         reasons=_reasons(frames.failures["error"]),
         frames=frames,
         sections=sections,
         counts=_counts(frames),
-        comparisons=_comparisons(tables),
+        tests=_tests(tests),
         glossary=columns(frames.results["metric"]),
         settings=settings(frames.cells),
         environment=environment(frames.cells),
@@ -102,31 +101,11 @@ def _reasons(errors: Sequence[str]) -> list[str]:
     return [f"{line} ({count})" if count > 1 else line for line, count in firsts.most_common()]
 
 
-def _comparisons(tables: Sequence[Table]) -> tuple[int, str]:
-    """How many tests there are, and an HTML table of them; none with too few seeds, as each table's notes say."""
-    rows = [
-        {
-            "Data set": table.dataset,
-            "n": table.n,
-            "Metric": c.label,
-            "Method": test.method,
-            "Against": test.reference,
-            "Seeds": test.pairs,
-            "Difference": f"{c.text(test.difference)} {c.unit}".strip(),
-            "p (t)": test.p_t,
-            "p (Wilcoxon)": test.p_wilcoxon,
-            "p (Holm)": test.p_holm,
-            "Remark": f"{test.why_not or test.test} {test.mark}".strip(),
-        }
-        for table in tables
-        for test in table.comparisons
-        for c in table.columns
-        if c.metric == test.metric
-    ]
-    if not any(test.test for table in tables for test in table.comparisons):
-        return 0, ""
-    html = pd.DataFrame(rows).to_html(index=False, border=0, float_format="{:.2g}".format, na_rep="–", classes="words")
-    return len(rows), html
+def _tests(tests: pd.DataFrame) -> str:
+    """As HTML; empty where there are too few seeds for any, as a note under each table says."""
+    if not tests["test"].any():
+        return ""
+    return tests.to_html(index=False, border=0, float_format="{:.2g}".format, na_rep="–", classes="words")
 
 
 def _counts(frames: Frames) -> list[tuple[int, str]]:
