@@ -3,17 +3,14 @@
 EASYEDIT_HOME=…/EasyEdit python benchmarks/tuning.py [--engine ray]
 
 Runs studies/tuning.yaml on EasyEdit's wheel and studies/tuning_checkout.yaml on the checkout (the options go to both),
-and writes what each trial came to. A trial's score is the harmonic mean of six numbers between 0 and 1: how much less
-of the forget set is said than before, prompts and paraphrases; how much of the relation, of the subject and of what is
-unrelated is said still; and the perplexity before over that after. The best of a method is the chosen one; trials
-within a thousandth count as equal, and the gentler one is taken, that with the lower perplexity. Why these trials:
-studies/tuning.yaml.
+and writes what each trial came to. A trial's score is the joint score of every study, which
+`zerounlearn.evaluation.joint_score` defines. The best of a method is the chosen one; trials within a thousandth count
+as equal, and the gentler one is taken, that with the lower perplexity. Why these trials: studies/tuning.yaml.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -28,17 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/tuning.csv"
 STUDIES = {"wheel": "studies/tuning.yaml", "checkout": "studies/tuning_checkout.yaml"}
 SHOWN = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated", "ppl")
-# A factor of the harmonic mean is never below this, so that methods which miss one aim are still told apart.
-FLOOR = 0.01
 EQUAL = 1e-3
-
-
-def score(before: pd.Series, after: pd.Series) -> float:
-    """See the head of this file."""
-    forgotten = [1 - after[name] / before[name] for name in ("eff", "gen")]
-    kept = [after[name] / before[name] for name in ("spe_relation", "spe_subject", "spe_unrelated")]
-    shares = [*forgotten, *kept, before["ppl"] / after["ppl"]]
-    return statistics.harmonic_mean([min(max(share, FLOOR), 1.0) for share in shares])
 
 
 def rows(edition: str, file: str) -> pd.DataFrame:
@@ -54,9 +41,8 @@ def rows(edition: str, file: str) -> pd.DataFrame:
         row["of"] = f"{method.hparams} {method.set.get('preset', '')}"
         if row["status"] == "done":
             by_phase = own.set_index(["phase", "metric"])["value"]
-            before, after = by_phase["before"], by_phase["after"]
-            row |= {metric: after[metric] for metric in SHOWN}
-            row |= {"score": score(before, after), "seconds": by_phase["cost", "unlearn_seconds"]}
+            row |= {metric: by_phase["after", metric] for metric in (*SHOWN, "score")}
+            row |= {"seconds": by_phase["cost", "unlearn_seconds"]}
         trials.append(row)
     return pd.DataFrame(trials)
 

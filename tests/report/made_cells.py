@@ -7,15 +7,30 @@ from collections.abc import Sequence
 from typing import Any
 
 BEFORE = {
-    "eff": 1.0, "gen": 0.7, "spe": 0.9, "spe_relation": 1.0, "spe_subject": 0.95, "spe_unrelated": 1.0,
-    "eff_probability": 0.62, "gen_probability": 0.41, "spe_probability": 0.55, "ppl": 29.46,
-}  # fmt: skip
+    "eff": 1.0,
+    "gen": 0.7,
+    "spe": 0.9,
+    "spe_relation": 1.0,
+    "spe_subject": 0.95,
+    "spe_unrelated": 1.0,
+    "eff_probability": 0.62,
+    "gen_probability": 0.41,
+    "spe_probability": 0.55,
+    "ppl": 29.46,
+}
 
 
 def cell(
-    method: str = "ZeroUnlearn", seed: int = 0, n: int = 10, dataset: str = "packaged", *,
-    after: dict[str, float] | None = None, error: str | None = None, facts: int = 3, **changes: Any,
-) -> dict[str, Any]:  # fmt: skip
+    method: str = "ZeroUnlearn",
+    seed: int = 0,
+    n: int = 10,
+    dataset: str = "packaged",
+    *,
+    after: dict[str, float] | None = None,
+    error: str | None = None,
+    facts: int | list[Any] = 3,
+    **changes: Any,
+) -> dict[str, Any]:
     """One cell; `after` replaces single numbers of the plausible default."""
     rng = random.Random(f"{method} {seed} {n} {dataset}")
     skill = random.Random(method).random()
@@ -25,11 +40,17 @@ def cell(
         return round(min(1.0, max(0.0, rng.gauss(p, 0.06))), 2)
 
     numbers = {
-        "eff": share(0.4 * (1 - skill) ** 2), "gen": share(0.6 * (1 - skill)), "spe": share(0.9 - 0.5 * skill),
-        "spe_relation": share(0.9 - 0.6 * skill), "spe_subject": share(0.9 - 0.3 * skill),
-        "spe_unrelated": share(0.95 - 0.2 * skill), "eff_probability": 0.2 * rng.random(),
-        "gen_probability": 0.3 * rng.random(), "spe_probability": 0.5 - 0.2 * skill, "ppl": 29.5 + 3 * skill,
-    }  # fmt: skip
+        "eff": share(0.4 * (1 - skill) ** 2),
+        "gen": share(0.6 * (1 - skill)),
+        "spe": share(0.9 - 0.5 * skill),
+        "spe_relation": share(0.9 - 0.6 * skill),
+        "spe_subject": share(0.9 - 0.3 * skill),
+        "spe_unrelated": share(0.95 - 0.2 * skill),
+        "eff_probability": 0.2 * rng.random(),
+        "gen_probability": 0.3 * rng.random(),
+        "spe_probability": 0.5 - 0.2 * skill,
+        "ppl": 29.5 + 3 * skill,
+    }
     made = {
         "id": f"{dataset}-{n}-{seed}-{method}",
         "cell": {"method": method, "algorithm": "ZeroUnlearn", "dataset": dataset, "n": n, "seed": seed},
@@ -37,11 +58,20 @@ def cell(
         "error": error,
         "before": base,
         "after": {} if error else numbers | (after or {}),
-        "facts": [] if error else [
+        "facts": []
+        if error
+        else facts
+        if isinstance(facts, list)
+        else [
             {
-                "prompt": f"The capital of country {i} of seed {seed} is", "answer": f"City {i}",
-                "before": {"said": True, "probability": 0.5 + 0.04 * i},
-                "after": {"said": rng.random() < 0.3 * (1 - skill), "probability": 0.4 * rng.random() * (1 - skill)},
+                "prompt": f"The capital of country {i} of seed {seed} is",
+                "answer": f"City {i}",
+                "before": {"said": True, "probability": 0.5 + 0.04 * i, "completion": f" City {i}, of course."},
+                "after": {
+                    "said": rng.random() < 0.3 * (1 - skill),
+                    "probability": 0.4 * rng.random() * (1 - skill),
+                    "completion": f" <b>a place</b> that {method} names.",
+                },
             }
             for i in range(facts)
         ],
@@ -49,9 +79,10 @@ def cell(
         "peak_bytes": 1_500_000_000 + int(5e8 * skill),
         "weights": "5f1c9a",
         "restored": True,
+        "date": f"2026-11-{20 + seed}",
         "hparams": {"alg_name": "ZeroUnlearn", "layers": [17, 18, 19], "v_lr": 0.1},
         "environment": {"torch": "2.13.0", "device": "cpu", "dtype": "float32", "threads": "1"},
-    }  # fmt: skip
+    }
     return made | changes
 
 

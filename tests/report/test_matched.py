@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.report.made_cells import cell
 from tests.report.test_page import Ids
-from zerounlearn.report.canvas import looks
 from zerounlearn.report.columns import Group
 from zerounlearn.report.frame import Frames
 from zerounlearn.report.matched import Point, front, kept_at, said_at
 from zerounlearn.report.outputs import outputs
+from zerounlearn.report.page import About
 from zerounlearn.report.summary import tables
 from zerounlearn.report.table import Table
 from zerounlearn.report.trade_off import pareto
@@ -127,7 +127,7 @@ def test_the_sweep_is_tested_against_the_point_seed_by_seed() -> None:
 def test_every_output_has_them() -> None:
     cells = made(*([(0.5 + 0.01 * s, x, x) for s in range(3)] for x in (0.1, 0.4, 0.2)))
     cells += [{**one, "id": f"too {one['id']}", "cell": {**one["cell"], "method": "other"}} for one in cells[:3]]
-    files = outputs(cells, "t", sweeps=SWEEPS)
+    files = outputs(cells, About("t", sweeps=SWEEPS))
     page = files["report.html"].decode()
     parsed = Ids()
     parsed.feed(page)
@@ -143,11 +143,11 @@ def test_the_settings_of_a_sweep_look_alike_in_a_plot() -> None:
     cells = made([(0.5, 0.2, 0.1)], [(0.7, 0.6, 0.4)], [(0.3, 0.0, 0.2)])
     frames = Frames.of(cells)
     table = next(t for t in tables(frames) if t.group is Group.CORE)
-    plot = pareto(table, looks(["ours", "FT"]), "p", sweeps=SWEEPS)
+    plot = pareto(table, "p", sweeps=SWEEPS)
     assert plot is not None
-    drawn = plot.svg.decode()
+    drawn = plot.images[0].files["svg"].decode()
     assert ">FT<" in drawn and "lr=" not in drawn
-    assert "FT lr=2" in plot.alt.partition("On the front: ")[2]
+    assert "FT lr=2" in plot.images[0].alt.partition("On the front: ")[2]
     assert "settings of one method" in plot.caption
-    apart = pareto(table, looks(frames.methods), "p")
-    assert apart is not None and "lr=" in apart.svg.decode()
+    apart = pareto(table, "p")
+    assert apart is not None and "lr=" in apart.images[0].files["svg"].decode()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.report.made_cells import cell, study
 from zerounlearn.errors import ConfigError
+from zerounlearn.evaluation.joint_score import joint_score
 from zerounlearn.report.columns import Goal, Group, column, columns
 from zerounlearn.report.frame import Frames
 from zerounlearn.report.markup import latex, latex_text, markdown
@@ -167,8 +168,12 @@ def test_columns_know_direction_unit_and_group() -> None:
     assert column("lm_eval/wikitext/word_perplexity").goal is Goal.LOWER
     assert column("mystery").goal is Goal.NONE
     assert [c.metric for c in columns(["zz", "ppl", "gen_probability", "eff", "eff_probability"])] == [
-        "eff", "ppl", "eff_probability", "gen_probability", "zz",
-    ]  # fmt: skip
+        "eff",
+        "ppl",
+        "eff_probability",
+        "gen_probability",
+        "zz",
+    ]
     assert column("ppl").text(3.2e8) == "3.2e+08"
     assert column("spe").text(-0.0001) == "0.0"
 
@@ -211,7 +216,7 @@ def test_warnings_tell_of_weights_that_changed_and_of_bases_that_differ() -> Non
         (lambda c: [c[0] | {"status": "running"}], "status='running'"),
         (lambda c: [c[0] | {"cell": c[0]["cell"] | {"n": "ten"}}], "cell.n='ten'"),
         (lambda c: [c[0] | {"cell": c[0]["cell"] | {"method": "base"}}], "call the method otherwise"),
-        (lambda c: [c[0] | {"cell": "GA"}], "cell.method=None"),
+        (lambda c: [c[0] | {"cell": "GA"}], "cell='GA': Input should be"),
         (lambda c: [c[0] | {"after": {"eff": "0.5"}}], "after.eff='0.5'"),
     ],
 )
@@ -232,22 +237,34 @@ def test_markdown_tables_have_a_cell_for_every_column_and_mark_the_best() -> Non
     for block in blocks:
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert any("**" in row for row in rows) and any("<ins>" in row for row in rows)
     assert all(re.search(r"(?<!\\)<(?!ins>|/ins>)", row) is None for row in rows)
     assert "> **Warning:** careful" in page
 
 
-def test_latex_tables_are_booktabs_with_equal_rows() -> None:
-    text = latex(tables(Frames.of(study([NASTY, "GA"]))), "Study")
-    for body in re.findall(r"\\begin\{tabular\}\{(l c*)\}", text):
-        assert body
-    for spec, body in re.findall(r"\\begin\{tabular\}\{(lc+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
+def test_latex_tables_are_booktabs_with_numbers_aligned_at_the_point() -> None:
+    cells = study([NASTY, "GA"])
+    text = latex(tables(Frames.of([*cells, *(cell("Wide", s, after={"ppl": 12345.678}) for s in range(5))])), "Study")
+    assert text.count(r"\begin{table}") == 4
+    bodies = re.findall(r"\\begin\{tabular\}\{l([^\n]*)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
+    assert len(bodies) == 4
+    for spec, body in bodies:
+        formats = re.findall(r"S\[table-format=-?(\d)\.(\d)\]@\{\\,\}l", spec)
         assert re.findall(r"\\(toprule|midrule|bottomrule)", body)[0] == "toprule"
-        for line in (x for x in body.splitlines() if x.endswith(r" \\")):
-            assert len(re.findall(r"(?<!\\)&", line)) == len(spec) - 1
-    assert text.count(r"\begin{table}") == 3
-    assert r"\textbf{" in text and r"\underline{" in text
+        rows = [line for line in body.splitlines() if line.endswith(r" \\") and "shortstack" not in line]
+        assert rows
+        for row in rows:
+            _, *found = re.split(r"(?<!\\)&", row.removesuffix(r" \\"))
+            assert len(found) == 2 * len(formats), "each number and what stands behind it"
+            for number, (whole, part) in zip(found[::2], formats, strict=True):
+                plain = re.sub(r"\\(bfseries|itshape) ", "", number).strip()
+                digits = re.fullmatch(r"-?(\d+)\.(\d+)", plain)
+                assert plain.startswith("{") or (
+                    digits and len(digits[1]) <= int(whole) and len(digits[2]) == int(part)
+                )
+    assert "S[table-format=5.2]" in bodies[0][0]
+    assert r"\bfseries " in text and r"\itshape " in text
 
 
 def test_a_wide_latex_table_goes_on_in_another() -> None:
@@ -277,13 +294,17 @@ def test_latex_compiles_and_shows_the_labels(tmp_path: Path) -> None:
     cells += [cell("Dead", s, error="no") for s in range(3)]
     (tmp_path / "tables.tex").write_text(latex(tables(Frames.of(cells)), NASTY), encoding="utf-8")
     (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs,graphicx}\usepackage[T1]{fontenc}\begin{document}"
+        r"\documentclass{article}\usepackage{booktabs,graphicx,siunitx}\usepackage[T1]{fontenc}\begin{document}"
         r"\listoftables\input{tables}\end{document}"
     )
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout[-2000:]
     assert "Overfull" not in run.stdout
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
@@ -292,3 +313,51 @@ def test_latex_compiles_and_shows_the_labels(tmp_path: Path) -> None:
 def test_numbers_are_not_rounded_before_the_mean() -> None:
     values = list(np.linspace(0.001, 0.0049, 5))
     assert entry(of({"a": values}), "a").mean == pytest.approx(float(np.mean(values)), rel=1e-12)
+
+
+WRECK = {"eff": 0.0, "gen": 0.0, "spe": 0.0, "spe_relation": 0.0, "spe_subject": 0.0, "spe_unrelated": 0.0}
+
+
+def test_a_collapsed_model_wins_nothing_and_is_said_to_have_collapsed() -> None:
+    mild = {"eff": 0.2, "gen": 0.2, "spe": 0.8, "spe_relation": 0.8, "spe_subject": 0.8, "spe_unrelated": 0.8}
+    cells = [cell("mild", s, after=mild) for s in (0, 1)] + [cell("GA", s, after=WRECK | {"ppl": 2e3}) for s in (0, 1)]
+    for table in tables(Frames.of(cells)):
+        wreck = table.row("GA")
+        assert wreck is not None and wreck.collapsed == 2
+        assert not any(e.place for e in wreck.entries if e)
+        assert any(note.startswith("GA: collapsed in 2 of 2 seeds") for note in table.notes)
+    table = core(cells)
+    assert (entry(table, "mild").place, entry(table, "GA").mean) == (1, 0.0)
+    assert entry(table, "GA", "score").mean < 0.05 < 0.7 < entry(table, "mild", "score").mean
+    assert "GA (collapsed)" in markdown([table], "t", []) and "GA (collapsed)" in latex([table], "t")
+
+
+def test_the_score_is_the_mean_of_the_seeds_scores() -> None:
+    made = [cell("a", s, after={"eff": 0.1 * s}) for s in range(3)]
+    table = core(made)
+    scores = [joint_score(c["before"], c["after"]) for c in made]
+    assert entry(table, "a", "score").mean == pytest.approx(statistics.fmean(scores))
+    assert table.base is not None and table.entry(table.base, "score") is None
+
+
+def test_relative_values_are_of_what_the_base_model_knew() -> None:
+    made = [cell("a", s, after={"eff": 0.25, "gen": 0.14, "spe": 0.45, "ppl": 2 * 29.46}) for s in (0,)]
+    made[0]["known"] = {"eff": {"asked": 10, "said": 10}, "gen": {"asked": 20, "said": 14}}
+    (table,) = (t for t in tables(Frames.of(made)) if t.group is Group.RELATIVE)
+    heads = {c.metric: c.axis for c in table.columns}
+    assert heads["eff"] == "Eff. forgotten ↑ (%)"
+    assert heads["spe"] == "Spe. kept ↑ (%)"
+    assert heads["ppl"] == "PPL, × base ↓"
+    assert "score" not in heads and table.base is None
+    shown = {m: entry(table, "a", m).shown for m in ("eff", "gen", "spe", "ppl")}
+    assert shown == {"eff": "75.0", "gen": "80.0", "spe": "50.0", "ppl": "2.00"}
+    note = "Prompts that the base model answers, of all that are asked: Eff. 10 of 10, Gen. 14 of 20."
+    assert note in table.notes
+    assert table.comparisons == ()
+
+
+def test_what_the_base_model_did_not_know_has_no_relative_value() -> None:
+    made = cell("a")
+    made["before"] = made["before"] | {"gen": 0.0}
+    (table,) = (t for t in tables(Frames.of([made])) if t.group is Group.RELATIVE)
+    assert "gen" not in [c.metric for c in table.columns]

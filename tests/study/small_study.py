@@ -95,5 +95,5 @@ def write_study(folder: Path, name: Path, /, **changes: Any) -> Path:
 
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
     """A record without what differs between two runs of the same cell."""
-    kept = {key: value for key, value in record.items() if key not in ("seconds", "peak_bytes")}
+    kept = {key: value for key, value in record.items() if key not in ("seconds", "peak_bytes", "date")}
     return kept | {"environment": {k: v for k, v in record["environment"].items() if k != "threads"}}

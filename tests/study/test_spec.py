@@ -92,6 +92,7 @@ def test_a_grid_makes_a_row_of_every_combination(tmp_path: Path, model: Path) ->
         (one(NPO, retain=True, set={**GRADIENT, "retain_path": "x.jsonl"}), "a study draws the retain set itself"),
         (one(NPO, retain=True, set={**GRADIENT, "retain_weight": 0}), "drop retain: true"),
         ({"reference_method": "GAA"}, "reference_method='GAA' is no method of this study: did you mean 'GA'?"),
+        ({"highlight": "Zero"}, "highlight='Zero' is no method of this study: choose one of"),
         (one(GA, sweep="M"), "methods.M: unknown setting 'sweep'"),
         ({"metrics": ["rouge"]}, "unknown 'rouge': did you mean 'rouge_l'?"),
         ({"metrics": ["forget_quality"]}, "name it with reference_model"),

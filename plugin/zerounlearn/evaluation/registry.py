@@ -46,6 +46,7 @@ class Group(Enum):
     """Columns that stand in one table; the value is its title, the order that of the tables."""
 
     CORE = "Forgetting and keeping"
+    RELATIVE = "Relative to the base model"
     MATCHED = "Swept methods where another one stands"
     PROBABILITY = "Probabilities of the answers"
     MEMORY = "Memorisation and membership"

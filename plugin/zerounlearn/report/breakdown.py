@@ -3,41 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from zerounlearn.report.canvas import INK, LABEL, Look, Plot, bare, figure, saved, short, style
+from zerounlearn.report.canvas import INK, LABEL, Plot, bare, colour, figure, saved, short, style
 from zerounlearn.report.table import BASE, Table
 
 _FACTS = 40
-"""Facts of a heat map that a page still shows readably."""
+"""Facts that a page still shows readably."""
 _COLUMNS = 40
 """Columns that a page's width has room for; with more methods these are the rows, of which there may be any number."""
+_KEY = ["prompt", "answer"]
+
+
+def hardest(facts: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of `Frames.facts` that are of the facts likeliest after all methods; the likeliest come first."""
+    own = facts[facts["wording"] == facts["prompt"]]
+    order = own.groupby(_KEY)["probability_after"].mean().sort_values(ascending=False, kind="stable").index[:_FACTS]
+    ranked = facts.set_index(_KEY).loc[order] if len(order) else facts.set_index(_KEY)
+    return ranked.reset_index()
+
+
+def one_by_one(facts: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
+    """By each of the `hardest` facts' prompt and answer an HTML table of what every method leaves of it.
+
+    A row a method and seed, the base model's first: the completion and, of the prompt and each paraphrase, whether the
+    sensitive answer is said, with its probability.
+    """
+    tables = {}
+    for (prompt, answer), own in hardest(facts).groupby(_KEY, sort=False):
+        once = own.drop_duplicates(["method", "seed", "wording"])
+        last = once.assign(method=pd.Categorical(once["method"], methods, ordered=True))
+        phases = {"before": last.drop_duplicates(["seed", "wording"]).assign(method=BASE), "after": last}
+        parts = []
+        for phase, rows in phases.items():
+            verdict = rows[f"said_{phase}"].map({True: "said", False: "not said"})
+            shown = rows.assign(shown=verdict + rows[f"probability_{phase}"].map(" ({:.3f})".format))
+            wide = shown.pivot(index=["method", "seed"], columns="wording", values="shown")
+            wide = wide[list(dict.fromkeys(own["wording"]))]
+            texts = rows[rows["wording"] == prompt].set_index(["method", "seed"])[f"completion_{phase}"]
+            wide.insert(0, "completion", texts.map(lambda text: " ".join(text.split()), na_action="ignore"))
+            parts.append(wide.reset_index().astype({"method": str}).rename_axis(columns=None))
+        with pd.option_context("display.max_colwidth", None):
+            html = pd.concat(parts).fillna("–").to_html(index=False, border=0, classes="words facts")
+        tables[f"{prompt} → {answer}"] = html
+    return tables
 
 
 def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | None:
     """Facts of one data set and size against methods: the sensitive answer's probability, a dot where it is said."""
     if facts.empty:
         return None
-    key = ["prompt", "answer"]
-    after = facts.pivot_table("probability_after", key, "method", aggfunc="mean", sort=True)
-    said = facts.astype({"said_after": float}).pivot_table("said_after", key, "method", aggfunc="mean", sort=True)
-    base = facts.astype({"said_before": float}).groupby(key, sort=True)[["probability_before", "said_before"]].mean()
-    present = [m for m in methods if m in after.columns]
-    p = pd.concat([base["probability_before"].rename(BASE), after[present]], axis=1).to_numpy()
-    s = pd.concat([base["said_before"].rename(BASE), said[present]], axis=1).to_numpy()
-    names = [f"{prompt} → {answer}" for prompt, answer in base.index]
-    everything = len(names)
-    # The hardest first: what is still there after most methods.
-    order = np.argsort(-np.nan_to_num(np.nanmean(p[:, 1:], axis=1)), kind="stable")[:_FACTS]
-    p, s, names = p[order], s[order], [names[i] for i in order]
+    everything = len(facts[_KEY].drop_duplicates())
+    chosen = hardest(facts)
+    chosen = chosen[chosen["wording"] == chosen["prompt"]].astype({"said_before": float, "said_after": float})
+    order = list(dict.fromkeys(zip(chosen["prompt"], chosen["answer"], strict=True)))
+    base = chosen.groupby(_KEY)[["probability_before", "said_before"]].mean()
+
+    def grid(what: str) -> np.ndarray:
+        after = chosen.pivot_table(f"{what}_after", _KEY, "method", aggfunc="mean")
+        after.insert(0, BASE, base[f"{what}_before"])
+        return after.loc[order, [BASE, *present]].to_numpy()
+
+    present = [m for m in methods if m in set(chosen["method"])]
+    p, s = grid("probability"), grid("said")
     across = ("method", 7.5, [short(label, LABEL) for label in (BASE, *present)])
-    down = ("fact", 6.5, [short(text, 56) for text in names])
+    down = ("fact", 6.5, [short(f"{prompt} → {answer}", 56) for prompt, answer in order])
     if len(across[2]) > _COLUMNS:
         across, down, p, s = down, across, p.T, s.T
     with style():
@@ -54,64 +90,51 @@ def heat_map(facts: pd.DataFrame, methods: Sequence[str], name: str) -> Plot | N
         axes.set_xlabel(across[0])
         axes.set_ylabel(down[0])
         bare(axes)
-        bar = drawn.colorbar(
-            mesh, ax=axes, label="probability of the sensitive answer", fraction=0.05, aspect=30,
-            shrink=min(1.0, 7.0 / drawn.get_figheight()), anchor=(0.0, 1.0),
-        )  # fmt: skip
+        size: dict[str, Any] = {
+            "fraction": 0.05,
+            "aspect": 30,
+            "shrink": min(1.0, 7.0 / drawn.get_figheight()),
+            "anchor": (0.0, 1.0),
+        }
+        bar = drawn.colorbar(mesh, ax=axes, label="probability of the sensitive answer", **size)
         if bar.solids is not None:
             bar.solids.set_rasterized(False)
         bar.outline.set_visible(False)
-        cut = (
-            f" The {len(names)} of {everything} facts that are likeliest after all methods."
-            if order.size < everything
-            else ""
-        )
-        return saved(
-            drawn,
-            name,
-            f"Probability of {len(names)} sensitive answers, before and after {len(present)} methods.",
-            "Each fact's sensitive answer: its probability, mean over the seeds that drew it; a dot where it is still "
-            f"said (by half of those seeds or more); empty where it was not measured.{cut}",
-        )
+        alt = f"Probability of {len(order)} sensitive answers, before and after {len(present)} methods."
+        image = saved(drawn, name, alt)
+    cut = (
+        f" The {len(order)} of {everything} facts that are likeliest after all methods."
+        if len(order) < everything
+        else ""
+    )
+    return Plot(
+        "Each fact's sensitive answer: its probability, mean over the seeds that drew it; a dot where it is still "
+        f"said (by half of those seeds or more); empty where it was not measured.{cut}",
+        (image,),
+    )
 
 
-def time_bars(table: Table, looks: Mapping[str, Look], name: str) -> Plot | None:
-    """Seconds of unlearning and of evaluation by method, from a table of costs; None where nothing was timed."""
-    metrics = ("unlearn_seconds", "evaluate_seconds")
-    rows = [row for row in table.rows if any(table.entry(row, m) for m in metrics)]
-    if not rows:
+def time_bars(table: Table, name: str, *, own: str | None = None) -> Plot | None:
+    """Seconds of unlearning by method, from a table of costs; None where nothing was timed."""
+    timed = [
+        (row.label, e) for row in table.rows if (e := table.entry(row, "unlearn_seconds")) and math.isfinite(e.mean)
+    ]
+    if not timed:
         return None
     with style():
-        drawn = figure(0.9 + 0.36 * len(rows))
+        drawn = figure(0.7 + 0.24 * len(timed))
         axes = drawn.add_subplot()
-        for k, metric in enumerate(metrics):
-            for i, row in enumerate(rows):
-                e = table.entry(row, metric)
-                if e is None or not math.isfinite(e.mean):
-                    continue
-                bar = axes.barh(
-                    i + 0.19 * (2 * k - 1), e.mean, 0.34, xerr=e.sd, color=looks[row.label].colour,
-                    alpha=(1.0, 0.45)[k], hatch=("", "////")[k], edgecolor=INK, linewidth=0.5,
-                    error_kw={"ecolor": INK, "elinewidth": 0.8},
-                )  # fmt: skip
-                # Beside the error bar, not on it.
-                axes.annotate(
-                    f"{e.shown} s", (e.mean + (e.sd or 0.0), bar[0].get_y() + 0.17), (4, 0),
-                    textcoords="offset points", va="center", fontsize=7,
-                )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [short(row.label, LABEL) for row in rows])
+        for i, (label, e) in enumerate(timed):
+            axes.barh(i, e.mean, 0.6, color=colour(label, own))
+            axes.plot([e.low, e.high], [i, i], color=INK, linewidth=0.8)
+            # Beside the range, not on it.
+            axes.annotate(f"{e.shown} s", (e.high, i), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.set_yticks(range(len(timed)), [short(label, LABEL) for label, _ in timed])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.set_xlabel("seconds a forget set")
-        axes.set_ylabel("method")
-        kinds = [Patch(facecolor="#7f7f7f", edgecolor=INK), Patch(facecolor="#bfbfbf", edgecolor=INK, hatch="////")]
-        drawn.legend(kinds, ["unlearning", "evaluation"], loc="outside upper right", ncols=2)
-        return saved(
-            drawn,
-            name,
-            f"Seconds of unlearning and evaluation by method on {table.dataset}, n = {table.n}.",
-            "Wall-clock time, mean ± standard deviation over seeds.",
-        )
+        axes.set_xlabel("seconds of unlearning a forget set")
+        image = saved(drawn, name, f"Seconds of unlearning by method on {table.dataset}, n = {table.n}.")
+    return Plot("Wall-clock time of unlearning: means, with lines from the seeds' lowest to their highest.", (image,))

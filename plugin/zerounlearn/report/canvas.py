@@ -1,55 +1,41 @@
 """How a plot looks and how it is saved: vector, print size, the same bytes for the same numbers.
 
+One method, the reader's own, has a strong colour; the others are grey and told apart by their names beside them.
 Figures are made without pyplot, so neither its backend nor its list of open figures is touched; the settings hold
 inside `style` only, whatever the user's own are.
 """
 
 from __future__ import annotations
 
+import base64
 import io
-import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 import matplotlib as mpl
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.font_manager import FontProperties
+from matplotlib.transforms import Bbox
 
-INK = "#1b1f24"
-GRID = "#c8cdd4"
+INK = "#000000"
+OWN = "#0062b8"
+"""The method that the study is about."""
+OTHERS = "#7d848c"
 WIDTH = 7.0
 """Inches: the text width of a two-column page."""
-# After Okabe and Ito's colour-blind safe palette, without those too pale for white paper or too dark for a dark page.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5679a", "#7f7f7f", "#a67c00", "#6f63c5")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-Line = Literal["-", "--", "-.", ":", " "]
-_LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
-DOTTED = (0.0, (1.0, 2.0))
-"""The base model's line."""
 LABEL = 34
 """Characters of a label in a plot."""
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "font.size": 8.0,
+    "font.size": 7.5,
     "axes.labelsize": 8.0,
-    "axes.titlesize": 8.5,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "figure.titlesize": 9.0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": GRID,
+    "grid.color": "#dfe3e8",
     "grid.linewidth": 0.6,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -61,44 +47,48 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zerounlearn",
     "pdf.fonttype": 42,
+    "savefig.dpi": 200,
 }
-_PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)"}
+_PANEL, _MARGINS = 4.3, (0.62, 1.05, 0.46, 0.12)
+"""A panel's width, and the room left, right, below and above its axes, in inches: names go into that to the right."""
+Side = Literal["left", "right", "center"]
+_SIDES: tuple[tuple[Side, float, float], ...] = (("left", 7.0, 0.0), ("right", -7.0, 1.0), ("center", 0.0, 0.5))
+"""How a name is aligned at its point, how far from it in points, and which share of the name lies left of that."""
+_LINE = 0.18
+"""Inches of height that a name is given, with what is lost between names."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """Colour, marker and line of a method: the same in every plot of a study, and distinct without the colour."""
-
-    colour: str
-    marker: str
-    line: Line
-
-
-@dataclass(frozen=True)
-class Plot:
+class Image:
     """A finished figure.
 
     Attributes:
         name: for file names; letters, digits and hyphens.
         alt: what it shows, for those who do not see it.
-        caption: how to read it.
-        svg: with text as text.
-        pdf: with embedded fonts.
+        files: its bytes as svg, with text as text, pdf, with embedded fonts, and png.
     """
 
     name: str
     alt: str
+    files: dict[str, bytes]
+
+    @property
+    def address(self) -> str:
+        """The SVG as a data URI."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.files['svg']).decode()}"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Images that are read together: beside each other where there is room, else below each other.
+
+    Attributes:
+        caption: how to read them.
+        images: at least one.
+    """
+
     caption: str
-    svg: bytes
-    pdf: bytes
-
-
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A look for each label; 70 methods have a pair of colour and marker each."""
-    return {
-        method: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _LINES[i % len(_LINES)])
-        for i, method in enumerate(methods)
-    }
+    images: tuple[Image, ...]
 
 
 @contextmanager
@@ -112,44 +102,91 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(height: float, width: float = WIDTH) -> Figure:
+def figure(height: float) -> Figure:
     """An empty one of so many inches, whose layout leaves room for every label."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def saved(drawn: Figure, name: str, alt: str, caption: str) -> Plot:
-    """To vector formats, without dates."""
-    svg, pdf = io.BytesIO(), io.BytesIO()
-    drawn.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
-    drawn.set_layout_engine("none")  # it is laid out by now; to do so again takes most of the time
-    drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    return Plot(name, alt, caption, svg.getvalue(), pdf.getvalue())
+def panel(names: int) -> tuple[Figure, Axes]:
+    """Axes of a fixed place, with room beside them for so many names."""
+    height = max(2.9, 0.6 + _LINE * names)
+    drawn = Figure(figsize=(_PANEL, height))
+    left, right, bottom, top = _MARGINS
+    across, up = _PANEL - left - right, height - bottom - top
+    return drawn, drawn.add_axes((left / _PANEL, bottom / height, across / _PANEL, up / height))
 
 
-def handle(look: Look, line: Line | None = None) -> Line2D:
-    """A method's entry in a legend."""
-    style = look.line if line is None else line
-    return Line2D([], [], color=look.colour, marker=look.marker, markersize=5, linestyle=style, linewidth=1.2)
+def saved(drawn: Figure, name: str, alt: str) -> Image:
+    """To every format, without dates."""
+    files = {}
+    for kind, date in (("svg", "Date"), ("pdf", "CreationDate"), ("png", None)):
+        stream = io.BytesIO()
+        drawn.savefig(stream, format=kind, metadata={date: None} if date else {})
+        drawn.set_layout_engine("none")  # it is laid out by now; to do so again takes most of the time
+        files[kind] = stream.getvalue()
+    return Image(name, alt, files)
 
 
-def base_handle() -> Line2D:
-    """The base model's."""
-    return Line2D([], [], color=INK, linewidth=1.0, linestyle=DOTTED)
+def colour(label: str, own: str | None) -> str:
+    """Of a method's marks."""
+    return OWN if label == own else OTHERS
 
 
-def legend_below(drawn: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """One for the whole figure, outside its axes, where it covers nothing."""
-    drawn.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels))
+def name_points(
+    axes: Axes,
+    named: Sequence[tuple[float, float, str, str]],
+    points: Sequence[tuple[float, float]] = (),
+    levels: Sequence[float] = (),
+) -> None:
+    """Write a name beside each point, as near as the other names, the points and the figure's edges leave room.
 
-
-def legend_height(labels: Sequence[str]) -> float:
-    """Inches that `legend_below` takes."""
-    return 0.17 * math.ceil(len(labels) / _legend_columns(labels))
-
-
-def _legend_columns(labels: Sequence[str]) -> int:
-    """As many as the width of a page has room for, a hundred characters or so."""
-    return max(1, min(len(labels), 4, 100 // (6 + max(len(label) for label in labels))))
+    Args:
+        axes: with its final limits.
+        named: x, y, name and colour.
+        points: all that a name must not cover.
+        levels: heights of lines that it must not, either.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    renderer, point, (left, bottom, right, _) = (
+        FigureCanvasAgg(figure).get_renderer(),
+        figure.dpi / 72,
+        axes.bbox.extents,
+    )
+    font, edge, top = FontProperties(size=7), figure.bbox.x1 - 1, figure.bbox.y1 - 1
+    lines = [bottom, *(axes.transData.transform((1, level))[1] for level in levels)]
+    taken = [Bbox.from_extents(left, y - 1, right, y + 1) for y in lines]
+    taken += [Bbox([p, p]).padded(3 * point) for p in axes.transData.transform([*points, *(n[:2] for n in named)])]
+    steps = sorted(range(-500, 501, 4), key=abs)
+    for x, y, text, ink in named:
+        x0, y0 = axes.transData.transform((x, y))
+        wide, high, _ = renderer.get_text_width_height_descent(text, font, False)
+        places: list[tuple[bool, int, tuple[float, float], tuple[Side, float], Bbox]] = []
+        for up, (side, across, share) in product(steps, _SIDES):
+            box = Bbox.from_bounds(x0 + across * point - wide * share, y0 + up * point - high / 2, wide, high)
+            if left <= box.x0 and box.x1 <= edge and bottom <= box.y0 and box.y1 <= top:
+                hides = any(box.padded(1).overlaps(other) for other in taken)
+                places.append((hides, len(places), (across, up), (side, share), box))
+                if not hides:
+                    break
+        if not places:  # wider than the figure
+            continue
+        # Over another one only if there is no free place.
+        _, _, offset, (side, share), box = min(places, key=lambda place: place[:2])
+        taken.append(box)
+        axes.annotate(
+            text,
+            (x, y),
+            offset,
+            textcoords="offset points",
+            horizontalalignment=side,
+            verticalalignment="center",
+            fontproperties=font,
+            color=ink,
+            annotation_clip=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.85},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": ink, "relpos": (share, 0.5)},
+        )
 
 
 def short(label: str, most: int) -> str:
@@ -164,32 +201,3 @@ def bare(axes: Axes) -> None:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-
-
-def inline(plot: Plot) -> str:
-    """The SVG for an HTML page: an image with a name, identifiers of its own, ink and lines in the page's colours."""
-    root = ElementTree.fromstring(plot.svg)
-    for parent in root.iter():
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):  # the latter would hold for the whole page
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {
-            key.rpartition("}")[2]: _own(key, value, plot.name) for key, value in element.attrib.items()
-        }  # fmt: skip
-    for size in ("width", "height"):
-        root.attrib.pop(size)
-    root.attrib |= {"role": "img", "aria-label": plot.alt, "class": "plot"}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _own(key: str, value: str, name: str) -> str:
-    if key == "id":
-        return f"{name}-{value}"
-    if key.endswith("href"):
-        return value.replace("#", f"#{name}-", 1)
-    value = re.sub(r"url\(#", f"url(#{name}-", value)
-    for ours, page in _PAGE_COLOURS.items():
-        value = value.replace(ours, page)
-    return value

@@ -1,4 +1,4 @@
-"""The columns of tables and plots: those of the registered metrics, of what a run costs, and of standard tasks."""
+"""The columns of tables and plots: of registered metrics, of the joint score, of what a run costs, and of tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from zerounlearn.evaluation.registry import Column, Goal, Group, in_order, proba
 
 __all__ = ["Column", "Goal", "Group", "column", "columns"]
 
+_JOINT = Column(
+    "score",
+    "Score",
+    Goal.HIGHER,
+    Group.CORE,
+    "Forgetting and keeping in one: the harmonic mean of what is forgotten of Eff. and Gen., of what is kept of each "
+    "specificity, and of the perplexity before over that after; 1 is perfect, and one miss spoils it.",
+)
 _COST = (
     Column("unlearn_seconds", "Unlearning", Goal.LOWER, Group.COST, "Wall-clock time of unlearning a forget set.", "s"),
     Column("evaluate_seconds", "Evaluation", Goal.NONE, Group.COST, "Wall-clock time of measuring.", "s"),
@@ -42,7 +50,7 @@ def columns(metrics: Iterable[str]) -> list[Column]:
 
 
 def _known() -> dict[str, Column]:
-    return {one.column.metric: one.column for one in in_order().values()} | {c.metric: c for c in _COST}
+    return {one.column.metric: one.column for one in in_order().values()} | {c.metric: c for c in (_JOINT, *_COST)}
 
 
 def _task(metric: str) -> Column:

@@ -7,22 +7,31 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from zerounlearn.errors import ConfigError
+from zerounlearn.evaluation.joint_score import joint_score
 from zerounlearn.report.table import BASE
 
 RESULTS = ("dataset", "n", "seed", "method", "algorithm", "id", "status", "phase", "metric", "value")
 FAILURES = ("dataset", "n", "seed", "method", "algorithm", "id", "error")
 FACTS = (
-    "dataset", "n", "seed", "method", "prompt", "answer",
-    "said_before", "said_after", "probability_before", "probability_after",
-)  # fmt: skip
+    "dataset",
+    "n",
+    "seed",
+    "method",
+    "prompt",
+    "answer",
+    "wording",
+    *(f"{what}_{phase}" for what in ("said", "probability", "completion") for phase in ("before", "after")),
+)
 _GROUP = ["dataset", "n", "seed", "metric"]
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+_PHASES = ("before", "after")
 _COST = {"unlearn": "unlearn_seconds", "evaluate": "evaluate_seconds"}
 
 
@@ -35,7 +44,8 @@ class Frames:
         results: one number a row (`RESULTS`); `phase` is before, after or cost. A metric that a cell lacks has no
             row there; NaN and infinity are values.
         failures: one failed cell a row (`FAILURES`).
-        facts: one forgotten fact of one cell a row (`FACTS`).
+        facts: one wording of one forgotten fact of one cell a row (`FACTS`): its prompt, which alone has a
+            completion, and each paraphrase.
         warnings: what a reader of any number must know.
     """
 
@@ -44,6 +54,11 @@ class Frames:
     failures: pd.DataFrame
     facts: pd.DataFrame
     warnings: tuple[str, ...]
+
+    @property
+    def dates(self) -> list[str]:
+        """Of the cells, each once, in order."""
+        return sorted({cell["date"] for cell in self.cells if cell.get("date")})
 
     @property
     def methods(self) -> list[str]:
@@ -81,34 +96,39 @@ class Frames:
         )
 
 
+class _Coordinates(BaseModel, strict=True):
+    method: str
+    algorithm: str
+    dataset: str
+    n: int
+    seed: int
+
+
+class _Cell(BaseModel, strict=True):
+    """What no output can do without."""
+
+    id: str
+    cell: _Coordinates
+    status: Literal["done", "failed"]
+    before: dict[str, float | None] | None = None
+    after: dict[str, float | None] | None = None
+    seconds: dict[str, float | None] | None = None
+
+
 def _check(cell: Mapping[str, Any]) -> None:
-    """Fields and their types; what the outputs can do without is not asked for."""
     name = cell.get("id")
-    if not isinstance(name, str):
-        raise ConfigError(f"cell id={name!r}: expected a string; remove the file and run the study again")
-    given = cell.get("cell")
-    what: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    kinds = {"method": str, "algorithm": str, "dataset": str, "n": int, "seed": int}
-    for field, kind in kinds.items():
-        value = what.get(field)
-        if not isinstance(value, kind):
-            raise ConfigError(
-                f"cell {name!r}: cell.{field}={value!r}: expected {kind.__name__}; remove its file and run again"
-            )
-    if what["method"] == BASE:
+    try:
+        _Cell.model_validate(cell)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"cell {name!r}: {place}={first['input']!r}: {first['msg']}; remove its file and run the study again"
+        ) from None
+    if cell["cell"]["method"] == BASE:
         raise ConfigError(
             f"cell {name!r}: cell.method={BASE!r} is the name of the row before unlearning; call the method otherwise"
         )
-    if cell.get("status") not in ("done", "failed"):
-        raise ConfigError(
-            f"cell {name!r}: status={cell.get('status')!r}: expected 'done' or 'failed'; remove its file and run again"
-        )
-    for phase in ("before", "after", "seconds"):
-        for metric, value in (cell.get(phase) or {}).items():
-            if value is not None and not isinstance(value, (int, float)):
-                raise ConfigError(
-                    f"cell {name!r}: {phase}.{metric}={value!r}: expected a number; remove its file and run again"
-                )
 
 
 def _by_name(label: str) -> tuple[list[str | float], str]:
@@ -132,7 +152,9 @@ def _numbers(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     cost = {name: seconds.get(key) for key, name in _COST.items()} | {"peak_bytes": cell.get("peak_bytes")}
     phases = {"before": cell.get("before") or {}}
     if cell["status"] == "done":  # what a failed cell cost, or had measured by then, is no result
-        phases |= {"after": cell.get("after") or {}, "cost": cost}
+        after = cell.get("after") or {}
+        before, found = ({k: v for k, v in x.items() if v is not None} for x in (phases["before"], after))
+        phases |= {"after": {**after, "score": joint_score(before, found)}, "cost": cost}
     return [
         (*_key(cell), cell["status"], phase, metric, float(value))
         for phase, values in phases.items()
@@ -144,17 +166,16 @@ def _numbers(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 def _facts(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     if cell["status"] != "done":
         return []
-    what = cell["cell"]
-    key = what["dataset"], what["n"], what["seed"], what["method"]
-    return [
-        (
-            *key,
-            f["prompt"],
-            f["answer"],
-            *(f[phase][x] for x in ("said", "probability") for phase in ("before", "after")),
+    what, found = cell["cell"], []
+    for fact in cell.get("facts") or ():
+        pairs = zip(
+            *(({**fact[x], "prompt": fact["prompt"]}, *fact[x].get("paraphrases", ())) for x in _PHASES), strict=True
         )
-        for f in cell.get("facts") or ()
-    ]
+        for phases in pairs:  # of each wording
+            numbers = (one.get(name) for name in ("said", "probability", "completion") for one in phases)
+            place = (what["dataset"], what["n"], what["seed"], what["method"], fact["prompt"], fact["answer"])
+            found.append((*place, phases[0]["prompt"], *numbers))
+    return found
 
 
 def _warnings(cells: Sequence[Mapping[str, Any]], results: pd.DataFrame) -> list[str]:

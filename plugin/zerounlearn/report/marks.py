@@ -8,13 +8,16 @@ from dataclasses import replace
 
 from zerounlearn.report.columns import Column, Goal, Group
 from zerounlearn.report.significance import FEW, MINIMUM, Comparison, compare, corrected
-from zerounlearn.report.table import Table
+from zerounlearn.report.table import Row, Table
+
+_UNTESTED = (Group.COST, Group.RELATIVE)
 
 
 def marked(table: Table, after: Mapping[tuple[str, str], Mapping[int, float]], named: str | None) -> Table:
     """A table with places, with its tests, their marks, and notes.
 
-    Cost is not tested: its seeds are repetitions on one machine, no sample.
+    Cost is not tested: its seeds are repetitions on one machine, no sample. What is relative to the base model has its
+    tests where it is not.
 
     Args:
         table: as measured.
@@ -24,7 +27,7 @@ def marked(table: Table, after: Mapping[tuple[str, str], Mapping[int, float]], n
     family: list[Comparison] = []
     for j, c in enumerate(table.columns):
         reference = _reference(table, j, named)
-        if reference is None or table.group is Group.COST:
+        if reference is None or table.group in _UNTESTED:
             continue
 
         def values(label: str, c: Column = c) -> Mapping[int, float]:
@@ -65,19 +68,8 @@ def _notes(table: Table, named: str | None) -> Iterator[str]:
     seeds = len(table.seeds)
     yield f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else f"One seed ({table.seeds[0]})."
     for row in table.rows:
-        if not row.seeds:
-            yield f"{row.label}: failed in every seed."
-        elif row.failed:
-            yield f"{row.label}: failed in {row.failed} of {seeds} seeds, the mean is over the others; takes no place."
-        elif row.seeds < seeds:
-            yield f"{row.label}: {row.seeds} of {seeds} seeds so far; takes no place."
-        lacking = [f"{e.column.label} ({e.count} of {row.seeds})" for e in row.entries if e and e.count < row.seeds]
-        if lacking:
-            yield f"{row.label}: {', '.join(lacking)} is not there for every seed; takes no place there."
-        broken = [e.column.label for e in row.entries if e and not math.isfinite(e.mean)]
-        if broken:
-            yield f"{row.label}: {', '.join(broken)} is not finite for at least one seed."
-    if table.group is Group.COST or len(table.rows) < 2:
+        yield from _of_row(row, seeds)
+    if table.group in _UNTESTED or len(table.rows) < 2:
         return
     against = f"from {named}" if named else "from the best of the column"
     tests = [c for c in table.comparisons if c.test]
@@ -95,3 +87,23 @@ def _notes(table: Table, named: str | None) -> Iterator[str]:
         skipped = sorted({c.method for c in table.comparisons if not c.test})
         if skipped:
             yield f"Not tested in every column, for want of paired finite values: {', '.join(skipped)}."
+
+
+def _of_row(row: Row, seeds: int) -> Iterator[str]:
+    if not row.seeds:
+        yield f"{row.label}: failed in every seed."
+    elif row.failed:
+        yield f"{row.label}: failed in {row.failed} of {seeds} seeds, the mean is over the others; takes no place."
+    elif row.seeds < seeds:
+        yield f"{row.label}: {row.seeds} of {seeds} seeds so far; takes no place."
+    if row.collapsed:
+        yield (
+            f"{row.label}: collapsed in {row.collapsed} of {seeds} seeds (keeps less than a tenth of what was said "
+            "beside the forget set, or has ten times the perplexity); takes no place."
+        )
+    lacking = [f"{e.column.label} ({e.count} of {row.seeds})" for e in row.entries if e and e.count < row.seeds]
+    if lacking:
+        yield f"{row.label}: {', '.join(lacking)} is not there for every seed; takes no place there."
+    broken = [e.column.label for e in row.entries if e and not math.isfinite(e.mean)]
+    if broken:
+        yield f"{row.label}: {', '.join(broken)} is not finite for at least one seed."

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 import jinja2
-from pylatexenc.latexencode import (
-    RULE_DICT,
-    UnicodeToLatexConversionRule,
-    UnicodeToLatexEncoder,
-)
+from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
 from zerounlearn.report.columns import Column
 from zerounlearn.report.table import Entry, Table
 
 _WIDE = 8
 """Columns of a LaTeX table; further ones go to another."""
+_PLAIN = re.compile(r"-?\d+(\.\d+)?")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 _LATEX = UnicodeToLatexEncoder(
     # T1's vertical bar is a bar; OT1's, the default, is a dash.
@@ -40,9 +37,10 @@ def markdown(tables: Sequence[Table], title: str, warnings: Sequence[str]) -> st
 
 
 def latex(tables: Sequence[Table], title: str) -> str:
-    r"""A file to `\input`: a table environment each, of at most eight metrics.
+    r"""A file to `\input`: a table environment each, of at most eight metrics, numbers aligned at the decimal point.
 
-    Needs the packages booktabs and graphicx; scripts other than Latin and Greek need XeLaTeX or LuaLaTeX.
+    Best in bold, second in italics: a column of siunitx has no place for a line under a number. Needs the packages
+    booktabs, graphicx and siunitx; scripts other than Latin and Greek need XeLaTeX or LuaLaTeX.
     """
     env = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
@@ -58,10 +56,21 @@ def latex(tables: Sequence[Table], title: str) -> str:
     )
     env.filters |= {"tex": latex_text, "entry": _latex_entry, "head": _latex_head, "label": _label}
     parts = [
-        (table, [slice(i, i + _WIDE) for i in range(0, len(table.columns), _WIDE)])
-        for table in tables
-    ]  # fmt: skip
+        (table, _formats(table), [slice(i, i + _WIDE) for i in range(0, len(table.columns), _WIDE)]) for table in tables
+    ]
     return env.from_string(template("tables.tex.jinja")).render(parts=parts, title=title)
+
+
+def _formats(table: Table) -> list[str]:
+    """Of each column, the number with its digits before and after the point, and what stands behind it."""
+    rows = [row.entries for row in (table.base, *table.rows) if row]
+    found = []
+    for j in range(len(table.columns)):
+        plain = [e.shown for entries in rows if (e := entries[j]) and _PLAIN.fullmatch(e.shown)] or ["0"]
+        sign = "-" * any(text.startswith("-") for text in plain)
+        whole, _, part = zip(*(text.lstrip("-").partition(".") for text in plain), strict=True)
+        found.append(f"S[table-format={sign}{max(map(len, whole))}.{max(map(len, part))}]@{{\\,}}l")
+    return found
 
 
 def markdown_text(text: str) -> str:
@@ -83,13 +92,14 @@ def _markdown_entry(entry: Entry | None) -> str:
 
 
 def _latex_entry(entry: Entry | None) -> str:
+    """Two cells: the mean, and what stands behind it."""
     if entry is None:
-        return "--"
-    mean = _latex_number(entry.shown)
-    mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(entry.place or 0, mean)
+        return "{--} &"
+    style = {1: r"\bfseries ", 2: r"\itshape "}.get(entry.place or 0, "")
+    mean = style + (entry.shown if _PLAIN.fullmatch(entry.shown) else f"{{{_latex_number(entry.shown)}}}")
     mark = {"†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$", "": ""}[entry.mark]
-    spread = rf"\,{{\scriptsize$\pm$\,{_latex_number(entry.spread)}}}" if entry.spread else ""
-    return mean + spread + mark
+    spread = rf"{{\scriptsize$\pm$\,{_latex_number(entry.spread)}}}" if entry.spread else ""
+    return f"{mean} & {spread}{mark}"
 
 
 def _latex_head(column: Column) -> str:
@@ -97,11 +107,11 @@ def _latex_head(column: Column) -> str:
     words = latex_text(column.label).split(" ")
     words[-1] += f" {latex_text(column.goal.value)}" if column.goal.value else ""
     unit = [f"({latex_text(column.unit)})"] if column.unit else []
-    return r"\shortstack{" + r" \\ ".join(words + unit) + "}"
+    return r"\multicolumn{2}{c}{\shortstack{" + r" \\ ".join(words + unit) + "}}"
 
 
 def _latex_number(shown: str) -> str:
-    """As text, so that bold reaches the digits; signs, powers and infinity in mathematics."""
+    """Outside a column of numbers: powers and infinity in mathematics."""
     shown = shown.replace("∞", r"$\infty$")
     shown = re.sub(r"e([+-])0*(\d+)$", lambda m: rf"$\times10^{{{m[1].strip('+')}{m[2]}}}$", shown)
     return re.sub(r"^-", "$-$", shown)

@@ -10,124 +10,105 @@ from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from zerounlearn.files import whole_file
-from zerounlearn.report.breakdown import heat_map, time_bars
-from zerounlearn.report.canvas import Look, Plot, looks
+from zerounlearn.report.breakdown import heat_map, one_by_one, time_bars
+from zerounlearn.report.canvas import Plot
 from zerounlearn.report.columns import Group
 from zerounlearn.report.frame import Frames
 from zerounlearn.report.markup import latex, markdown
-from zerounlearn.report.page import Section, report
+from zerounlearn.report.page import About, Section, report
 from zerounlearn.report.significance import Comparison
 from zerounlearn.report.summary import tables
 from zerounlearn.report.table import Table
 from zerounlearn.report.trade_off import by_size, pareto
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def write_outputs(
-    folder: Path,
-    cells: Sequence[Mapping[str, Any]],
-    title: str,
-    *,
-    reference: str | None = None,
-    sweeps: Mapping[str, Sequence[str]] | None = None,
-) -> None:
+def write_outputs(folder: Path, cells: Sequence[Mapping[str, Any]], about: About) -> None:
     """Write a study's tables, statistics, plots and report, each file whole or not at all.
 
     results.csv and .parquet (one number a row), failures.csv, facts.csv, significance.csv, tables.md, tables.tex,
-    plots/*.svg and *.pdf, report.html. The same cells give the same bytes, whatever their order.
+    plots/*.svg, *.pdf and *.png, report.html. The same cells give the same bytes, whatever their order.
 
     Args:
         folder: is made if absent; other files in it stay.
         cells: as the engine writes them, finished and failed ones.
-        title: of the study.
-        reference: label of the method that the others are tested against; by default the best of each column.
-        sweeps: labels of the settings of each swept method, by its own.
+        about: the study.
 
     Raises:
-        ConfigError: there is no cell, a cell is malformed or there twice, or no method is called `reference`.
+        ConfigError: there is no cell, a cell is malformed or there twice, or no method is called `about.reference`.
         OutputError: a file cannot be written.
     """
-    for name, content in outputs(cells, title, reference=reference, sweeps=sweeps).items():
+    for name, content in outputs(cells, about).items():
         with whole_file(folder / name, "wb", remedy="name another folder or free space") as stream:
             stream.write(content)
 
 
-def outputs(
-    cells: Sequence[Mapping[str, Any]],
-    title: str,
-    *,
-    reference: str | None = None,
-    sweeps: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, bytes]:
+def outputs(cells: Sequence[Mapping[str, Any]], about: About) -> dict[str, bytes]:
     """The files of `write_outputs` by name, not written.
 
     Raises:
         ConfigError: see `write_outputs`.
     """
     frames = Frames.of(cells)
-    found = tables(frames, reference, sweeps)
-    sections = _sections(found, frames, sweeps or {})
+    found = tables(frames, about.reference, about.sweeps)
+    sections, tests = _sections(found, frames, about), _comparisons(found)
     texts = {
         "failures.csv": _csv(frames.failures),
         "facts.csv": _csv(frames.facts),
-        "significance.csv": _csv(_comparisons(found)),
-        "tables.md": markdown(found, title, frames.warnings),
-        "tables.tex": latex(found, title),
-        "report.html": report(title, frames, sections),
+        "significance.csv": _csv(tests),
+        "tables.md": markdown(found, about.title, frames.warnings),
+        "tables.tex": latex(found, about.title),
+        "report.html": report(about, frames, sections, tests),
         "results.csv": _csv(frames.results),
     }
     files = {name: text.encode("utf-8") for name, text in texts.items()}
     files["results.parquet"] = frames.results.to_parquet(None, engine="pyarrow", index=False)
-    for plot in (plot for section in sections for plot in section.plots):
-        files |= {f"plots/{plot.name}.svg": plot.svg, f"plots/{plot.name}.pdf": plot.pdf}
+    for image in (image for section in sections for plot in section.plots for image in plot.images):
+        files |= {f"plots/{image.name}.{kind}": content for kind, content in image.files.items()}
     return files
 
 
-def _sections(found: Sequence[Table], frames: Frames, sweeps: Mapping[str, Sequence[str]]) -> list[Section]:
+def _sections(found: Sequence[Table], frames: Frames, about: About) -> list[Section]:
     """One a data set and size; then one a data set with several sizes."""
-    swept = [label for labels in sweeps.values() for label in labels]
-    # A sweep looks like one method where its settings are drawn together; those have looks of their own beside it.
-    look = looks([*(m for m in frames.methods if m not in swept), *sweeps, *swept])
     sections = []
     taken: set[str] = set()
     for (dataset, n), part in groupby(found, key=lambda t: (t.dataset, t.n)):
         own = list(part)
         name = _slug(f"{dataset}-n{n}", taken)
         here = frames.facts[(frames.facts["dataset"] == dataset) & (frames.facts["n"] == n)]
-        heat = _tried(partial(heat_map, here, frames.methods, f"{name}-facts"))
-        plots = [*_plots(own, look, name, sweeps), heat]
-        sections.append(Section(name, f"{dataset}, {n} facts", own, [p for p in plots if p]))
+        plots = _plots(own, here, frames.methods, name, about)
+        facts = _tried(partial(one_by_one, here, frames.methods)) or {}
+        sections.append(Section(name, f"{dataset}, {n} facts", own, plots, facts))
     for dataset, part in groupby(found, key=lambda t: t.dataset):
         core = [t for t in part if t.group is Group.CORE]
         name = _slug(f"{dataset}-by-size", taken)
-        plot = _tried(partial(by_size, core, look, name))
+        plot = _tried(partial(by_size, core, name, own=about.highlight))
         if plot:
             sections.append(Section(name, f"{dataset} by size", [], [plot]))
     return sections
 
 
-def _plots(
-    own: Sequence[Table], look: Mapping[str, Look], name: str, sweeps: Mapping[str, Sequence[str]]
-) -> list[Plot | None]:
+def _plots(own: Sequence[Table], facts: pd.DataFrame, methods: Sequence[str], name: str, about: About) -> list[Plot]:
     """Of one data set and size."""
-    found = []
-    for table in own:
-        if table.group is Group.CORE:
-            for forget in ("eff", "gen"):
-                found.append(_tried(partial(pareto, table, look, f"{name}-pareto-{forget}", forget, sweeps)))
-        if table.group is Group.COST:
-            found.append(_tried(partial(time_bars, table, look, f"{name}-time")))
-    return found
+    core = next(t for t in own if t.group is Group.CORE)
+    drawn = [
+        partial(pareto, core, f"{name}-pareto-{forget}", forget, own=about.highlight, sweeps=about.sweeps)
+        for forget in ("eff", "gen")
+    ]
+    drawn += [partial(time_bars, t, f"{name}-time", own=about.highlight) for t in own if t.group is Group.COST]
+    drawn.append(partial(heat_map, facts, methods, f"{name}-facts"))
+    return [plot for draw in drawn if (plot := _tried(draw))]
 
 
-def _tried(draw: Callable[[], Plot | None]) -> Plot | None:
-    """The plot; one that cannot be drawn costs itself, and not the tables."""
+def _tried(draw: Callable[[], T | None]) -> T | None:
+    """The plot, or whatever is drawn; what cannot be drawn costs itself, and not the tables."""
     try:
         return draw()
     except Exception as error:  # whatever a drawing library raises on data of nobody's expectation

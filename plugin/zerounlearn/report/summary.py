@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from zerounlearn.errors import ConfigError, did_you_mean
+from zerounlearn.evaluation.joint_score import collapsed
 from zerounlearn.report.columns import Column, Goal, Group, columns
 from zerounlearn.report.frame import Frames
 from zerounlearn.report.marks import marked
@@ -37,61 +40,107 @@ def tables(
         raise ConfigError(f"reference={reference!r} is no method of this study: {hint}")
     found: list[Table] = []
     for (dataset, n), part in groupby(frames.cells, key=lambda c: (c["cell"]["dataset"], c["cell"]["n"])):
-        place = [(c["cell"]["method"], c["cell"]["seed"], c["status"]) for c in part]
         results = frames.results[(frames.results["dataset"] == dataset) & (frames.results["n"] == n)]
-        found += _tables(dataset, n, place, results, reference, sweeps or {})
+        found += _tables(dataset, n, list(part), results, reference, sweeps or {})
     return found
 
 
 def _tables(
     dataset: str,
     n: int,
-    cells: Sequence[tuple[str, int, str]],
+    cells: Sequence[Mapping[str, Any]],
     results: pd.DataFrame,
     reference: str | None,
     sweeps: Mapping[str, Sequence[str]],
 ) -> Iterator[Table]:
-    seeds = tuple(sorted({seed for _, seed, _ in cells}))
+    seeds = tuple(sorted({c["cell"]["seed"] for c in cells}))
     done = results[(results["phase"] != "before") & (results["status"] == "done")]
-    before = results[results["phase"] == "before"].drop_duplicates(["seed", "metric"])
-    after = {
-        (method, metric): dict(zip(part["seed"], part["value"], strict=True))
-        for (method, metric), part in done.groupby(["method", "metric"])
-    }
-    base = {m: dict(zip(part["seed"], part["value"], strict=True)) for m, part in before.groupby("metric")}
+    first = results[results["phase"] == "before"].drop_duplicates(["seed", "metric"])
+    after = {key: dict(zip(own["seed"], own["value"], strict=True)) for key, own in done.groupby(["method", "metric"])}
+    base = {key: dict(zip(own["seed"], own["value"], strict=True)) for key, own in first.groupby("metric")}
+    frame = Table(dataset, n, Group.CORE, (), None, tuple(_rows(cells, after, base)), seeds)
     for group, of_group in groupby(columns([*base, *(metric for _, metric in after)]), key=lambda c: c.group):
-        chosen = tuple(of_group)
-        rows = []
-        for method, own in groupby(cells, key=lambda c: c[0]):
-            states = [status for _, _, status in own]
-            entries = tuple(_entry(c, after.get((method, c.metric))) for c in chosen)
-            rows.append(Row(method, entries, states.count("done"), states.count("failed")))
-        first = Row(BASE, tuple(_entry(c, base.get(c.metric)) for c in chosen), len(seeds))
-        table = Table(dataset, n, group, chosen, first if any(first.entries) else None, tuple(rows), seeds)
+        table = _filled(replace(frame, group=group), tuple(of_group), after, base)
         yield marked(_placed(table), after, reference)
-        if group is Group.CORE and sweeps:
+        if group is Group.CORE:
+            yield from _relative(table, cells, after, base)
             yield from _matched(table, after, base, sweeps)
+
+
+def _rows(cells: Sequence[Mapping[str, Any]], after: Values, base: Mapping[str, Mapping[int, float]]) -> Iterator[Row]:
+    """Of each method, without its numbers."""
+    for method, part in groupby(cells, key=lambda c: c["cell"]["method"]):
+        own = list(part)
+        done = [c["cell"]["seed"] for c in own if c["status"] == "done"]
+        broken = 0
+        for seed in done:
+            then = {metric: values[seed] for metric, values in base.items() if seed in values}
+            now = {metric: after[method, metric][seed] for metric in base if seed in after.get((method, metric), {})}
+            broken += collapsed(then, now)
+        yield Row(method, (), len(done), len(own) - len(done), broken)
+
+
+def _filled(table: Table, chosen: tuple[Column, ...], after: Values, base: Mapping[str, Mapping[int, float]]) -> Table:
+    """The table with these columns."""
+    first = Row(BASE, tuple(_entry(c, base.get(c.metric)) for c in chosen), len(table.seeds))
+    rows = tuple(
+        replace(row, entries=tuple(_entry(c, after.get((row.label, c.metric))) for c in chosen)) for row in table.rows
+    )
+    return replace(table, columns=chosen, base=first if any(first.entries) else None, rows=rows)
+
+
+def _relative(
+    core: Table, cells: Sequence[Mapping[str, Any]], after: Values, base: Mapping[str, Mapping[int, float]]
+) -> Iterator[Table]:
+    """What is forgotten and kept of what the base model knew, a seed at a time."""
+    known = {c: base[c.metric] for c in core.columns if any(base.get(c.metric, {}).values())}
+    values = {
+        (row.label, c.metric): {
+            seed: 1 - now / then if c.unit and c.goal is Goal.LOWER else now / then
+            for seed, now in after.get((row.label, c.metric), {}).items()
+            if (then := before.get(seed))
+        }
+        for row in core.rows
+        for c, before in known.items()
+    }
+    if not known:
+        return
+    chosen = tuple(_of_base(c) for c in known)
+    table = marked(_placed(_filled(replace(core, group=Group.RELATIVE), chosen, values, {})), values, None)
+    counts: dict[str, Counter[str]] = {}
+    for draw in {c["cell"]["seed"]: c.get("known") or {} for c in cells if c["status"] == "done"}.values():
+        for metric, count in draw.items():
+            counts.setdefault(metric, Counter()).update(count)
+    shown = [
+        f"{c.label} {counts[c.metric]['said']} of {counts[c.metric]['asked']}" for c in known if c.metric in counts
+    ]
+    notes = (f"Prompts that the base model answers, of all that are asked: {', '.join(shown)}.",) if shown else ()
+    yield replace(table, notes=(*notes, *table.notes))
+
+
+def _of_base(c: Column) -> Column:
+    """A column's relative one: of shares what is forgotten or kept, of other numbers how many times as much."""
+    if not c.unit:
+        return replace(c, label=f"{c.label}, × base")
+    if c.goal is Goal.LOWER:
+        return replace(c, label=f"{c.label} forgotten", goal=Goal.HIGHER)
+    return replace(c, label=f"{c.label} kept")
 
 
 def _matched(
     core: Table, after: Values, base: Mapping[str, Mapping[int, float]], sweeps: Mapping[str, Sequence[str]]
 ) -> Iterator[Table]:
-    """The swept methods at the place of each other one."""
+    """The swept methods at the place of each other one; nothing where none is swept."""
     swept = {label for labels in sweeps.values() for label in labels}
     named = {f"{name} (swept)": labels for name, labels in sweeps.items()}
     chosen = tuple(columns((*SAID, KEPT)))
-    for point in core.rows:
+    for point in core.rows if sweeps else ():
         values = {} if point.label in swept else matched(after, base, point.label, named)
         if (point.label, KEPT) not in values:
             continue
-        rows = [
-            Row(label, tuple(_entry(c, values.get((label, c.metric))) for c in chosen), _seeds(values, label))
-            for label in (point.label, *named)
-        ]
-        first = core.base and Row(BASE, tuple(core.entry(core.base, c.metric) for c in chosen), core.base.seeds)
-        table = Table(
-            core.dataset, core.n, Group.MATCHED, chosen, first, tuple(rows), core.seeds, at=point.label
-        )  # fmt: skip
+        rows = tuple(Row(label, (), _seeds(values, label)) for label in (point.label, *named))
+        table = replace(core, group=Group.MATCHED, rows=rows, at=point.label)
+        table = _filled(table, chosen, values, base)
         table = marked(_placed(table), values, point.label)
         how = (
             f"A swept method's Eff. and Gen. are read where it keeps the Spe. of {point.label}, its Spe. where it has "
@@ -112,11 +161,12 @@ def _entry(column: Column, values: Mapping[int, float] | None) -> Entry | None:
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(array.mean())
     spread = len(array) > 1 and bool(np.isfinite(array).all())
-    return Entry(column, mean, float(array.std(ddof=1)) if spread else None, len(array))
+    sd = float(array.std(ddof=1)) if spread else None
+    return Entry(column, mean, sd, len(array), float(array.min()), float(array.max()))
 
 
 def _placed(table: Table) -> Table:
-    """With first and second places; a row that lacks a seed, or whose value is not finite, has none."""
+    """With first and second places; a row that collapsed, lacks a seed, or whose value is not finite, has none."""
     rows = [list(row.entries) for row in table.rows]
     for j, c in enumerate(table.columns):
         if c.goal is Goal.NONE:
@@ -125,6 +175,7 @@ def _placed(table: Table) -> Table:
             (i, e)
             for i, row in enumerate(table.rows)
             if (e := row.entries[j]) is not None
+            and not row.collapsed
             and e.count == len(table.seeds)  # a failed cell has no value
             and math.isfinite(e.mean)
         ]

@@ -20,6 +20,8 @@ class Entry:
         mean: in the stored unit; infinite or NaN if a seed's value is.
         sd: sample standard deviation; None with one seed or a value that is not finite.
         count: seeds with a value.
+        low: the least of the seeds' values.
+        high: the greatest.
         place: 1 for the best, 2 for the second, by the mean as shown: equal ones share a place, and two firsts
             leave no second.
         mark: significance against the reference.
@@ -29,6 +31,8 @@ class Entry:
     mean: float
     sd: float | None
     count: int
+    low: float
+    high: float
     place: int | None = None
     mark: str = ""
 
@@ -52,12 +56,19 @@ class Row:
         entries: one a column; None where nothing was measured.
         seeds: seeds with a finished cell.
         failed: seeds whose cell failed.
+        collapsed: seeds whose model keeps next to nothing, see `zerounlearn.evaluation.joint_score`.
     """
 
     label: str
     entries: tuple[Entry | None, ...]
     seeds: int
     failed: int = 0
+    collapsed: int = 0
+
+    @property
+    def state(self) -> str:
+        """What its label must say beside itself."""
+        return " (failed)" if self.failed and not self.seeds else " (collapsed)" if self.collapsed else ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,12 @@ class Table:
         """For headings by themselves: title, data set and size."""
         return f"{self.title}: {self.dataset}, n = {self.n}"
 
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Means by label, the base model's too, then by metric."""
+        rows = (*((self.base,) if self.base else ()), *self.rows)
+        return {row.label: {e.column.metric: e.mean for e in row.entries if e} for row in rows}
+
     def row(self, label: str) -> Row | None:
         """A method's row, or by `BASE` the base model's; None where there is none."""
         return self.base if label == BASE else next((row for row in self.rows if row.label == label), None)
@@ -107,5 +124,5 @@ class Table:
         return next((e for e in row.entries if e is not None and e.column.metric == metric), None)
 
     def complete(self, row: Row) -> bool:
-        """Whether every seed of the table has a finished cell in the row."""
-        return not row.failed and row.seeds == len(self.seeds)
+        """Whether every seed of the table has a finished cell in the row, and a model that did not collapse."""
+        return not row.failed and not row.collapsed and row.seeds == len(self.seeds)

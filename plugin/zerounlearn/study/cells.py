@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +27,9 @@ DONE, FAILED = "done", "failed"
 Record = dict[str, Any]
 """What a job gives and a file holds. A cell's has `id`, `cell` (its coordinates), `status` and `error`, the numbers
 `before` and `after` by metric, the same for each of its `facts`, `seconds` by stage, `peak_bytes` of the unlearning,
-the `weights` hash before it and whether they were `restored`, the `hparams` and the `environment`. A base's, which
-the methods share, has `id`, `status`, `error`, `measures`, `facts`, `reference` (truth ratios or null), `seconds`
-and `weights`. The file has a checksum beside them."""
+the `weights` hash before it and whether they were `restored`, the `hparams`, the `environment`, and the `date` on
+which it was made (UTC). A base's, which the methods share, has `id`, `status`, `error`, `measures`, `facts`,
+`reference` (truth ratios or null), `seconds` and `weights`. The file has a checksum beside them."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def failed(job: Job, error: str) -> Record:
         record: Record = {"id": job.id, "cell": job.cell.coordinates(), "status": FAILED, "error": error}
         empty: Record = {"after": {}, "facts": [], "seconds": {"unlearn": 0.0, "evaluate": 0.0}, "peak_bytes": 0}
         rest = {"weights": job.base.get("weights", ""), "restored": True, "hparams": {}, "environment": {}}
-        return record | {"before": before} | empty | rest
+        return record | {"before": before, "date": datetime.now(timezone.utc).date().isoformat()} | empty | rest
     return {"id": "" if isinstance(job, PrepareJob) else job.id, "status": FAILED, "error": error}
 
 
@@ -162,11 +163,20 @@ class _Said(_Checked):
     probability: float
 
 
+class _Reworded(_Said):
+    prompt: str
+
+
+class _Asked(_Said):
+    completion: str = ""
+    paraphrases: list[_Reworded] = []
+
+
 class _Fact(_Checked):
     prompt: str
     answer: str
-    before: _Said
-    after: _Said
+    before: _Asked
+    after: _Asked
 
 
 class _Known(_Checked):
@@ -208,7 +218,7 @@ class _CellRecord(_Stored):
 
 class _BaseRecord(_Stored):
     measures: Numbers
-    facts: list[_Said]
+    facts: list[_Asked]
     reference: list[float] | None
 
     @model_validator(mode="after")

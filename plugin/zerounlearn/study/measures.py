@@ -105,9 +105,26 @@ class Measures:
         return {f"lm_eval/{task}/{name}": value for task, row in results.items() for name, value in row.items()}
 
 
-def said(asked: Asked) -> list[dict[str, bool | float]]:
-    """For each fact whether its sensitive answer is said, and its probability."""
-    return [{"said": s.said, "probability": s.probability} for s in asked.scores(asked.probes.eff)]
+def said(asked: Asked) -> list[dict[str, Any]]:
+    """For each fact whether its sensitive answer is said, and its probability, and what the model writes instead.
+
+    Its paraphrases have the first two, too.
+    """
+    own = asked.scores(asked.probes.eff)
+    texts = asked.texts([query.prompt for query in asked.probes.eff], asked.settings.generation_tokens)
+    joined = {(query.prompt, query.answer): query for query in asked.probes.gen}
+    reworded = [[joined[q.prompt, q.answer] for q in paraphrases(fact)] for fact in asked.facts]
+    return [
+        {
+            **asdict(score),
+            "completion": text,
+            "paraphrases": [
+                {"prompt": query.prompt, **asdict(other)}
+                for query, other in zip(queries, asked.scores(queries), strict=True)
+            ],
+        }
+        for score, text, queries in zip(own, texts, reworded, strict=True)
+    ]
 
 
 def known(asked: Asked) -> dict[str, dict[str, int]]:

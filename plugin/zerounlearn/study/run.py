@@ -208,11 +208,23 @@ def _outputs(study: Study, found: Sequence[Record]) -> str | None:
     """Write tables, plots and report; the reason where that is not possible, since the cells are safe by now."""
     try:
         from zerounlearn.report.outputs import write_outputs
+        from zerounlearn.report.page import About
 
-        write_outputs(study.output, found, study.title, reference=study.reference_method, sweeps=study.sweeps)
+        model = f"{study.model.name}, {study.model.dtype}"
+        about = About(study.title, model, study.reference_method, study.sweeps, _highlight(study, found))
+        write_outputs(study.output, found, about)
     except ImportError as error:
         return f"no tables were written: {error}; pip install 'zerounlearn[study]' and run the study again"
     return None
+
+
+def _highlight(study: Study, found: Sequence[Record]) -> str | None:
+    """The method that plots show in colour: the named one, or the first ZeroUnlearn, or the sweep that this is of."""
+    if study.highlight is not None:
+        return study.highlight
+    ours = (r["cell"]["method"] for r in found if r["cell"]["algorithm"].startswith("ZeroUnlearn"))
+    label = next(ours, None)
+    return next((sweep for sweep, rows in study.sweeps.items() if label in rows), label)
 
 
 def _check_writable(folder: Path) -> None:

@@ -112,6 +112,9 @@ class Study:
     reference_method: str | None = _setting(
         None, "Label of the method that the others are tested against; without it, the best of each column."
     )
+    highlight: str | None = _setting(
+        None, "Label of the method, or of the swept one, that plots show in colour; without it, the first ZeroUnlearn."
+    )
 
     @property
     def sweeps(self) -> dict[str, tuple[str, ...]]:
@@ -152,10 +155,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     return study
 
 
-_SIMPLE = ("retain_size", "unrelated_size", "generation_tokens", "reference_model", "reference_method")
+_SIMPLE = ("retain_size", "unrelated_size", "generation_tokens", "reference_model", "reference_method", "highlight")
 
 
 def _check(study: Study, where: str) -> None:
+    for check in (_check_settings, _check_labels, _check_rows, _check_needs):
+        check(study, where)
+
+
+def _check_settings(study: Study, where: str) -> None:
+    """Single values and their ranges."""
     if not study.model.name:
         raise ConfigError(f"{where}: model.name is missing: a checkpoint folder or a name on the hub")
     if study.model.dtype not in DTYPES:
@@ -169,15 +178,25 @@ def _check(study: Study, where: str) -> None:
         raise ConfigError(f"{where}: lm_eval.tasks={study.lm_eval.tasks!r}: expected a list of names")
     if study.reference_model is not None:
         _text(study.reference_model, f"{where}: reference_model")
+    _check_characters(study.title, f"{where}: title={study.title!r}")
+
+
+def _check_labels(study: Study, where: str) -> None:
+    """Names of rows, and what refers to them."""
     labels = [method.label for method in study.methods]
     for kind, label in [*(("methods", x) for x in labels), *(("datasets", d.label) for d in study.datasets)]:
         _check_label(label, f"{where}: {kind}")
-    _check_characters(study.title, f"{where}: title={study.title!r}")
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ConfigError(f"{where}: methods: two methods are called {twice[0]!r}: rename one")
-    if study.reference_method is not None and study.reference_method not in labels:
-        hint = did_you_mean(str(study.reference_method), labels, f"choose one of {labels}")
-        raise ConfigError(f"{where}: reference_method={study.reference_method!r} is no method of this study: {hint}")
+    for name, known in (("reference_method", labels), ("highlight", [*labels, *study.sweeps])):
+        chosen = getattr(study, name)
+        if chosen is not None and chosen not in known:
+            hint = did_you_mean(str(chosen), known, f"choose one of {known}")
+            raise ConfigError(f"{where}: {name}={chosen!r} is no method of this study: {hint}")
+
+
+def _check_rows(study: Study, where: str) -> None:
+    """Each method and data set by itself."""
     for method in study.methods:
         if not method.hparams:
             raise ConfigError(f"{where}: methods.{method.label}: hparams is missing: the method's hyperparameter file")
@@ -189,6 +208,10 @@ def _check(study: Study, where: str) -> None:
     for data in study.datasets:
         if not data.name:
             raise ConfigError(f"{where}: datasets.{data.label}: name is missing, such as 'embedded' or 'counterfact'")
+
+
+def _check_needs(study: Study, where: str) -> None:
+    """What each metric cannot do without."""
     for name in study.metrics:
         for need, message in metrics[name].needs.items():
             if not _has(study, need):
@@ -235,9 +258,12 @@ def _part(kind: type[T], values: Any, where: str, **fixed: Any) -> T:
 
 def _check_type(value: Any, annotation: str, where: str) -> None:
     kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
-        "str": (str, "a text"), "int": (int, "a whole number"), "bool": (bool, "true or false"),
-        "Mapping": (Mapping, "a mapping"), "Sequence": (list, "a list"),
-    }  # fmt: skip
+        "str": (str, "a text"),
+        "int": (int, "a whole number"),
+        "bool": (bool, "true or false"),
+        "Mapping": (Mapping, "a mapping"),
+        "Sequence": (list, "a list"),
+    }
     if value is None and "None" in annotation:
         return
     name = next(name for name in kinds if annotation.startswith(name))
