@@ -44,15 +44,16 @@ def test_one_by_one_in_chunks_and_as_one_batch(preset: str, smollm2_path: Path, 
         "sequential_edit": True, "keep_original_weight": False, "verbose": False,
     }  # fmt: skip
     kept: dict[int, torch.Tensor] = {}
+    edited = f"model.layers.{hparams(preset, smollm2_path, stats_dir).layers[-1]}.mlp.down_proj.weight"
     for size in (1, 2, 6):
         editor = framework_editor(hparams(preset, smollm2_path, stats_dir), smollm2_path, size)
         assert still_said(editor, subjects) == 1.0
         neutral = [editor.tok.eos_token] * len(subjects)
         (editor.edit if size == 1 else editor.batch_edit)(**request, target_new=neutral)
         assert still_said(editor, subjects) == 0.0, f"{size} at a time"
-        assert len(Lineage.of(editor.model).traces["model.layers.18.mlp.down_proj.weight"]) == 6 // size
+        assert len(Lineage.of(editor.model).traces[edited]) == 6 // size
         assert says(editor.model, editor.tok, "The opposite of hot is", "cold")
-        kept[size] = editor.model.get_parameter("model.layers.18.mlp.down_proj.weight").detach()
+        kept[size] = editor.model.get_parameter(edited).detach()
     assert not torch.equal(kept[1], kept[6])
 
 

@@ -114,38 +114,38 @@ def test_easyedits_loader_habits_are_understood() -> None:
     assert isinstance(hp.batch_size, int)
 
 
-PRESET = ZeroUnlearn.PRESETS["specific"]
+PRESET = ZeroUnlearn.PRESETS["specific-1"]
 
 
 def test_an_explicit_value_wins_over_its_preset(tmp_path: Path) -> None:
     """From Python, from a file, from an override, and through `replace`: also where it is the published default."""
-    assert ZeroUnlearn(layers=[1], preset="specific").strength == PRESET["strength"] == 0.85
-    assert ZeroUnlearn(preset="specific", layers=[1], strength=1.0).strength == 1.0
+    assert ZeroUnlearn(layers=[1], preset="specific-1").strength == PRESET["strength"] == 0.85
+    assert ZeroUnlearn(preset="specific-1", layers=[1], strength=1.0).strength == 1.0
     file = tmp_path / "run.yaml"
-    file.write_text("model_name: x\nlayers: [1]\npreset: specific\nstrength: 1.0\nregularization_lam: 1\n")
+    file.write_text("model_name: x\nlayers: [1]\npreset: specific-1\nstrength: 1.0\nregularization_lam: 1\n")
     hp = ZeroUnlearn.from_hparams(file)
     assert (hp.strength, hp.regularization_lam, hp.forget_KKT_lam) == (1.0, 1.0, 500.0)
     assert ZeroUnlearn.from_hparams(file, ["strength=0.5"]).strength == 0.5
-    specific = ZeroUnlearn(layers=[1], preset="specific")
+    specific = ZeroUnlearn(layers=[1], preset="specific-1")
     assert dataclasses.replace(specific, strength=1.0).strength == 1.0
     assert dataclasses.replace(specific, strength=1.0).regularization_lam == 60.0
     assert specific.replace(strength=1.0).strength == 1.0
     assert specific.replace(preset="paper") == ZeroUnlearn(layers=[1])
-    with pytest.raises(ConfigError, match="preset='specific' would change nothing"):
-        dataclasses.replace(ZeroUnlearn(layers=[1]), preset="specific")
+    with pytest.raises(ConfigError, match="preset='specific-1' would change nothing"):
+        dataclasses.replace(ZeroUnlearn(layers=[1]), preset="specific-1")
 
 
 def test_a_files_own_presets_stand_between_the_classs_and_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(
-        "model_name: x\npresets:\n  paper: {layers: [3]}\n  specific: {layers: [1, 2], strength: 0.7}\nv_lr: 0.3\n"
+        "model_name: x\npresets:\n  paper: {layers: [3]}\n  specific-1: {layers: [1, 2], strength: 0.7}\nv_lr: 0.3\n"
     )
     assert ZeroUnlearn.from_hparams(file).layers == [3]
-    specific = ZeroUnlearn.from_hparams(file, ["preset=specific"])
+    specific = ZeroUnlearn.from_hparams(file, ["preset=specific-1"])
     assert (specific.layers, specific.strength, specific.v_lr) == ([1, 2], 0.7, 0.3)
-    assert ZeroUnlearn.from_hparams(file, ["preset=specific", "strength=1"]).strength == 1.0
-    file.write_text("model_name: x\nlayers: [3]\npreset: specific\npresets:\n  specific: {layers: [1, 2]}\n")
-    with pytest.raises(ConfigError, match="layers is set twice, by itself and in presets.specific"):
+    assert ZeroUnlearn.from_hparams(file, ["preset=specific-1", "strength=1"]).strength == 1.0
+    file.write_text("model_name: x\nlayers: [3]\npreset: specific-1\npresets:\n  specific-1: {layers: [1, 2]}\n")
+    with pytest.raises(ConfigError, match="layers is set twice, by itself and in presets.specific-1"):
         ZeroUnlearn.from_hparams(file)
 
 

@@ -30,7 +30,7 @@ from zerounlearn.statistics.config import Precision, StatisticsConfig, check_sta
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Preset = Literal["paper", "specific"]
+Preset = Literal["paper", "specific", "specific-1"]
 Orthogonality = Literal["output", "remap-only", "forget-keys", "none"]
 
 
@@ -292,6 +292,19 @@ def _check_layers(layers: Sequence[int]) -> None:
         raise ConfigError(f"layers={layers}: layers are counted from 0")
 
 
+_SPARING: Mapping[str, Any] = {
+    "orthogonality": "none",
+    "context_keys": "each",
+    "z_objective": "suppress",
+    "kl_of": "before",
+    "retain_set": "auto",
+    "retain_KKT_lam": 750.0,
+    "forget_KKT_lam": 500.0,
+    "regularization_lam": 60.0,
+}
+"""What the presets that spare what is near have in common."""
+
+
 @methods.register("ZeroUnlearn", source="arXiv 2605.18879")
 @settings
 class ZeroUnlearn(SolveConfig, LocatedEdit):
@@ -303,23 +316,16 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
 
     alg_name: str = option("ZeroUnlearn", "The name under which the method is registered, here and with EasyEdit.")
     preset: Preset = option(
-        "paper", "'paper', the published method, or 'specific', ours, which spares what is like the facts."
+        "paper",
+        "'paper', the published method, or 'specific', ours, which spares what is like the facts, in late layers; "
+        "'specific-1' is its first form, in middle layers.",
     )
 
-    # "specific" was found on the development facts: docs/method.md.
+    # Both of ours were found on the development facts: docs/method.md.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "specific": {
-            "orthogonality": "none",
-            "context_keys": "each",
-            "z_objective": "suppress",
-            "kl_of": "before",
-            "strength": 0.85,
-            "retain_set": "auto",
-            "retain_KKT_lam": 750.0,
-            "forget_KKT_lam": 500.0,
-            "regularization_lam": 60.0,
-        },
+        "specific": {**_SPARING, "fact_token": "last"},
+        "specific-1": {**_SPARING, "strength": 0.85},
     }
     ALIASES: ClassVar[Mapping[str, str]] = {
         "retain": "retain_set",

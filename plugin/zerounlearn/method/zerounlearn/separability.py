@@ -1,0 +1,242 @@
+"""Where a fact can be told from its neighbours: a map over layers and token positions, before anything is edited.
+
+For a forget set it says, for each layer and place where the fact could be looked up, how much of an update for the
+forget keys would be written for paraphrases (which ought to follow) and for other facts about the subject, other
+subjects of the relation, and unrelated facts (which ought to stay). See docs/method.md, "Where to edit".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zerounlearn.core.shares import auc, shares
+from zerounlearn.data.fact import Fact
+from zerounlearn.data.request import Request
+from zerounlearn.data.text import mentions
+from zerounlearn.errors import RequestError
+from zerounlearn.method.zerounlearn.config import ZeroUnlearn
+from zerounlearn.method.zerounlearn.method import find_layout
+from zerounlearn.model.hooks import forward_until, frozen
+from zerounlearn.model.layout import Layout
+from zerounlearn.model.memory import good_tokens
+from zerounlearn.model.tokens import FactToken, check_ids, encode, filler_id, length_sorted_batches, locate, pad
+
+GROUPS = ("paraphrases", "subject", "relation", "unrelated")
+"""Prompts that are looked at: the same facts in other words, other facts about the same subjects, the same relations
+of other subjects, and facts that have nothing to do with them."""
+
+PLACES: tuple[FactToken, ...] = ("subject_last", "last")
+
+# Tokens of ordinary text whose keys stand for the corpus, and how many of one text are taken.
+_TEXT_TOKENS, _TEXT_LENGTH = 2048, 64
+
+
+@dataclass(frozen=True)
+class Separation:
+    """One layer and place of the map.
+
+    Attributes:
+        layer: counted from 0.
+        fact_token: where the fact is looked up.
+        share: mean share of the update, by group; NaN where a group has no prompt with that place.
+        auc: how surely paraphrases get more of it than a prompt of each other group; 0.5 is chance.
+    """
+
+    layer: int
+    fact_token: FactToken
+    share: Mapping[str, float]
+    auc: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SeparabilityMap:
+    """A forget set's map: one `Separation` for each layer and place, layers ascending."""
+
+    separations: tuple[Separation, ...]
+    prompts: Mapping[str, int]
+
+    def window(self, layers: Sequence[int], fact_token: FactToken) -> Separation:
+        """The mean over some layers at one place, under the first layer's number.
+
+        Raises:
+            RequestError: the map has no such layers.
+        """
+        chosen = [s for s in self.separations if s.layer in set(layers) and s.fact_token == fact_token]
+        if not chosen:
+            raise RequestError(f"layers={list(layers)} at {fact_token!r} are not on this map")
+
+        def mean(name: str, key: str) -> float:
+            return sum(getattr(s, name)[key] for s in chosen) / len(chosen)
+
+        share = {group: mean("share", group) for group in GROUPS}
+        return Separation(chosen[0].layer, fact_token, share, {g: mean("auc", g) for g in GROUPS[1:]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = [
+            {"layer": s.layer, "fact_token": s.fact_token, "share": dict(s.share), "auc": dict(s.auc)}
+            for s in self.separations
+        ]
+        return {"prompts": dict(self.prompts), "separations": rows}
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt with its subject's place in it, whose fact it belongs to, and its group; `fact` is -1 for none."""
+
+    text: str
+    span: tuple[int, int] | None
+    group: str
+    fact: int
+
+
+def separability(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    method: ZeroUnlearn,
+    *,
+    texts: Sequence[str],
+    unrelated: Sequence[Request] = (),
+) -> SeparabilityMap:
+    """The separability map of a forget set, from one pass over its prompts and one over some ordinary text.
+
+    Args:
+        model: a decoder, left as it was.
+        tokenizer: the model's.
+        facts: the forget set, with paraphrases, neighbours and others: what the map is about.
+        method: its `wiki_KKT_lam`, `regularization_lam` and `forget_KKT_lam` weigh the update, and its templates say
+            where the layers are; its own layers and place do not matter.
+        texts: ordinary text, of which some 2,000 tokens are read.
+        unrelated: facts that have nothing to do with the forget set.
+
+    Raises:
+        RequestError: there are no facts or no texts.
+        LayoutError: the model's layers are not found.
+    """
+    if not facts or not texts:
+        raise RequestError(f"facts={len(facts)}, texts={len(texts)}: a map needs at least one of each")
+    layout = _whole_layout(model, method)
+    prompts = _prompts(facts, unrelated)
+    rows, reads, owners = [], [], []
+    for number, prompt in enumerate(prompts):
+        for place in PLACES:
+            if prompt.span is None and place != "last":
+                continue
+            ids, position = locate(tokenizer, prompt.text, *(prompt.span or (0, len(prompt.text))), place)
+            rows.append(ids)
+            reads.append([position])
+            owners.append((number, place))
+    sample, inside, count = [], [], 0
+    for text in texts:
+        ids = encode(tokenizer, text)[:_TEXT_LENGTH]
+        if len(ids) > 1 and count < _TEXT_TOKENS:
+            sample.append(ids)
+            inside.append(list(range(1, len(ids))))  # the first is the attention's sink, like no other
+            count += len(ids) - 1
+    with frozen(model), torch.no_grad():
+        keys = _keys(layout, tokenizer, rows + sample, reads + inside)
+    separations = []
+    for layer in sorted(keys):
+        of_prompts, of_text = keys[layer][: len(rows)], keys[layer][len(rows) :]
+        for place in PLACES:
+            chosen = [i for i, (_, at) in enumerate(owners) if at == place]
+            of_place = [prompts[owners[i][0]] for i in chosen]
+            separations.append(_separation(layer, place, of_place, of_prompts[chosen], of_text, method))
+    counts = {group: sum(p.group == group for p in prompts) for group in GROUPS}
+    return SeparabilityMap(tuple(separations), counts)
+
+
+def _whole_layout(model: PreTrainedModel, method: ZeroUnlearn) -> Layout:
+    """The layout with every layer of the model."""
+    depth = int(model.config.get_text_config().num_hidden_layers)
+    return find_layout(model, method.replace(layers=list(range(depth))))
+
+
+def _prompts(facts: Sequence[Fact], unrelated: Sequence[Request]) -> list[_Prompt]:
+    """The forget prompts, and each group's, with their subjects found."""
+    prompts = []
+    for i, fact in enumerate(facts):
+        request = fact.request
+        prompts.append(_Prompt(request.prompt, request.subject_span, "forget", i))
+        prompts += [_Prompt(text, _last_mention(text, request.subject), "paraphrases", i) for text in fact.paraphrases]
+        prompts += [_Prompt(text, _last_mention(text, request.subject), "subject", i) for text, *_ in fact.others]
+        prompts += [_Prompt(text, _other_subject(text, request), "relation", -1) for text, *_ in fact.neighbours]
+    prompts += [_Prompt(request.prompt, request.subject_span, "unrelated", -1) for request in unrelated]
+    return list({(p.text, p.group): p for p in prompts}.values())
+
+
+def _last_mention(text: str, subject: str) -> tuple[int, int] | None:
+    spans = mentions(text, subject, whole=True)
+    return spans[-1] if spans else None
+
+
+def _other_subject(text: str, request: Request) -> tuple[int, int] | None:
+    """Where a neighbour names its subject, told by the request's own wording around it."""
+    before, after = request.before, request.after
+    if text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after):
+        return len(before), len(text) - len(after)
+    return None
+
+
+def _keys(
+    layout: Layout, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], reads: Sequence[Sequence[int]]
+) -> dict[int, Tensor]:
+    """By layer the down projection's inputs (Σ reads, m) at the positions wanted of each row, on the CPU."""
+    check_ids(layout.model, rows)
+    parts: dict[int, dict[int, Tensor]] = {layer: {} for layer in layout.projections}
+    filler, last = filler_id(tokenizer, layout.model), layout.blocks[max(layout.projections)]
+    for batch in length_sorted_batches([len(row) for row in rows], good_tokens(layout.device)):
+        ids, mask = pad([rows[i] for i in batch], filler, layout.device)
+
+        def gather(layer: int, batch: list[int] = batch) -> Any:
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+                for at, row in enumerate(batch):
+                    parts[layer][row] = args[0][at, reads[row]].float().cpu()
+
+            return hook
+
+        with ExitStack() as stack:
+            for layer, projection in layout.projections.items():
+                stack.callback(projection.register_forward_pre_hook(gather(layer)).remove)
+            forward_until(layout.model, last, input_ids=ids, attention_mask=mask, use_cache=False)
+    return {layer: torch.cat([found[i] for i in range(len(rows))]) for layer, found in parts.items()}
+
+
+def _separation(
+    layer: int,
+    place: FactToken,
+    prompts: Sequence[_Prompt],
+    keys: Tensor,
+    text: Tensor,
+    method: ZeroUnlearn,
+) -> Separation:
+    forget = [i for i, prompt in enumerate(prompts) if prompt.group == "forget"]
+    column = {prompts[i].fact: n for n, i in enumerate(forget)}
+    written = shares(
+        keys[forget],
+        keys,
+        text,
+        corpus_weight=method.wiki_KKT_lam,
+        ridge=method.regularization_lam,
+        forget_weight=method.forget_KKT_lam,
+        where=f"layer {layer}",
+    )
+    # A prompt about a forgotten subject gets of that fact's step; another may get of any.
+    got = torch.stack(
+        [row[column[p.fact]] if p.fact in column else row.max() for row, p in zip(written, prompts, strict=True)]
+    )
+    by_group = {group: got[[i for i, p in enumerate(prompts) if p.group == group]] for group in GROUPS}
+    return Separation(
+        layer,
+        place,
+        {group: float(values.mean()) if len(values) else float("nan") for group, values in by_group.items()},
+        {group: auc(by_group["paraphrases"], by_group[group]) for group in GROUPS[1:]},
+    )
