@@ -369,7 +369,18 @@ def test_the_catalogue(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load(name, source, **options)
         assert message in str(caught.value)
-    ours = {"embedded", "facts", "counterfact", "mcf", "zsre", "mquake", "rwku", "tofu", "known_1000"}
+    ours = {
+        "embedded",
+        "embedded_unseen",
+        "facts",
+        "counterfact",
+        "mcf",
+        "zsre",
+        "mquake",
+        "rwku",
+        "tofu",
+        "known_1000",
+    }
     assert ours <= set(datasets)
     assert all(datasets.entry(name).summary for name in ours)
 

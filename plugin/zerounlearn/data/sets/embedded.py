@@ -1,4 +1,4 @@
-"""Well-known facts in CounterFact's layout, packaged.
+"""Well-known facts in CounterFact's layout, packaged: those that work is done on, and those kept for the end.
 
 `facts.json` is a list of records as `multi_counterfact.json` has them, with four keys more: `relation` (a
 readable name; several relations share one Wikidata property), `neighborhood_answers` (CounterFact's neighbours
@@ -9,6 +9,11 @@ The set was chosen with SmolLM2-135M-Instruct at hand: of several wordings of a 
 completes best, facts it completes before others, and at least three of a fact's four neighbours among those.
 How much of the set that model knows is therefore no measure of the model, and the share of neighbours known
 before an edit is high by choice. `capital` and `capital_of` hold many facts in both directions.
+
+`facts_unseen.json` has the same layout and other relations. Each fact has four paraphrases of different form, in this
+order: a statement, a question, a cloze (with a blank `___`) and an indirect one (what somebody says or knows), and
+most have at least two other facts with the same answer. Its wordings were chosen with that model at hand, too, before
+any edit; no choice of a method or of its hyperparameters has been made on it, and none may be.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ from zerounlearn.data.request import PLACE
 from zerounlearn.data.sets.counterfact import counterfact_entry
 from zerounlearn.data.sets.rwku import words_around
 from zerounlearn.errors import AssetError, RequestError
+
+SEEN, UNSEEN = "facts.json", "facts_unseen.json"
 
 Part = Literal["evaluation", "development", "all"]
 Wording = Literal["completion", "cloze", "question", "attack"]
@@ -90,7 +97,19 @@ def load_embedded(facts: Part = "evaluation", *, wording: Wording = "completion"
         entries = development if facts == "development" else evaluation
     if wording != "completion":
         entries = [_as_rwku_asks(entry, wording) for entry in entries]
-    return [entries[i] for i in torch.randperm(len(entries), generator=torch.Generator().manual_seed(0)).tolist()]
+    return _mixed(entries)
+
+
+@datasets.register("embedded_unseen", source="packaged")
+def load_embedded_unseen() -> list[Entry]:
+    """Packaged facts for final evaluation only: no hyperparameter may be chosen on them; mixed, always the same.
+
+    They share no relation and no prompt with `embedded`, and no retain set is drawn from them.
+
+    Raises:
+        AssetError: the packaged file is missing or damaged.
+    """
+    return _mixed(_packaged(UNSEEN))
 
 
 def _as_rwku_asks(entry: Entry, wording: Wording) -> Entry:
@@ -115,7 +134,7 @@ def packaged_entries(relations: Collection[str] | None = None) -> list[Entry]:
         RequestError: a relation is not in the set.
         AssetError: the packaged file is missing or damaged.
     """
-    entries = _packaged()
+    entries = _packaged(SEEN)
     if relations is None:
         return list(entries)
     available = list(dict.fromkeys(str(entry.topic) for entry in entries))
@@ -149,10 +168,14 @@ def _for_development(case_id: int, seed: int) -> bool:
     return hashlib.sha256(f"{seed}:{block}".encode()).digest()[0] % BLOCK == place
 
 
-@lru_cache(maxsize=1)
-def _packaged() -> tuple[Entry, ...]:
+def _mixed(entries: Sequence[Entry]) -> list[Entry]:
+    return [entries[i] for i in torch.randperm(len(entries), generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+@lru_cache
+def _packaged(name: str) -> tuple[Entry, ...]:
     try:
-        with resources.as_file(resources.files("zerounlearn.data").joinpath("facts.json")) as path:
+        with resources.as_file(resources.files("zerounlearn.data").joinpath(name)) as path:
             return tuple(counterfact_entry(record) for record in read_records(path))
     except (OSError, RequestError) as error:
-        raise AssetError(f"the packaged facts.json cannot be read ({error}): reinstall zerounlearn") from error
+        raise AssetError(f"the packaged {name} cannot be read ({error}): reinstall zerounlearn") from error
