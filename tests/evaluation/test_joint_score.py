@@ -60,6 +60,10 @@ def test_what_was_not_known_or_not_measured_has_no_share() -> None:
     assert joint_score({"eff": 1.0, "spe": 0.5}, {"eff": 0.0, "spe": 0.5}) == 1.0
     assert joint_score(BEFORE | {"eff": 0.0, "gen": 0.0}, PERFECT) is None
     assert joint_score({"eff": 1.0}, {"eff": 0.0}) is None
+    for nothing in (None, math.nan, math.inf):
+        assert joint_score(BEFORE | {"ppl": nothing}, PERFECT) == 1.0
+        assert not collapsed(BEFORE | {"ppl": nothing}, PERFECT)
+    assert joint_score(BEFORE, PERFECT | {"gen": None}) == 1.0
 
 
 def test_a_model_has_collapsed_that_keeps_nothing_or_is_fluent_no_more() -> None:

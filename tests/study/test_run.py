@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_the_records(finished: tuple[Path, Summary], model: Path) -> None:
         assert record["after"]["eff_probability"] == pytest.approx(
             sum(fact["after"]["probability"] for fact in record["facts"]) / 3, rel=1e-6
         )
+        assert date.fromisoformat(record["date"]) >= date(2026, 1, 1)
+        for fact in record["facts"]:
+            for phase in ("before", "after"):
+                assert fact[phase]["completion"]
+                one, other = fact[phase]["paraphrases"]
+                assert other["prompt"] == "It is so. The city is" != one["prompt"]
+                assert 0 <= one["probability"] <= 1 and isinstance(one["said"], bool)
+        reworded = [p["probability"] for fact in record["facts"] for p in fact["after"]["paraphrases"]]
+        assert record["after"]["gen_probability"] == pytest.approx(sum(reworded) / len(reworded), rel=1e-6)
         assert record["seconds"]["unlearn"] > 0 < record["seconds"]["evaluate"]
         assert record["peak_bytes"] > 10 * 2**20
         assert record["environment"]["dtype"] == "float32"
@@ -121,6 +131,16 @@ def test_the_tables_are_written_at_the_end(tmp_path: Path, model: Path, monkeypa
     without = run(path, "seeds=[2]")
     assert (without.run, without.failed) == (3, [])
     assert "pip install 'zerounlearn[study]'" in str(without.outputs)
+
+
+def test_plots_show_the_first_zerounlearn_in_colour_or_the_named_one(tmp_path: Path, model: Path) -> None:
+    swept = {"hparams": str(ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml"), "grid": {"strength": [0.5, 1.0]}}
+    path = write_study(tmp_path, model, methods={"GA": GA, "Ours": swept})
+    algorithms = [("GA", "GA"), ("Ours strength=0.5", "ZeroUnlearn"), ("Ours strength=1.0", "ZeroUnlearn")]
+    records = [{"cell": {"method": label, "algorithm": name}} for label, name in algorithms]
+    assert study_run._highlight(load_study(path), records) == "Ours", "the sweep, not one of its settings"
+    assert study_run._highlight(load_study(path), records[:1]) is None
+    assert study_run._highlight(load_study(path, ["highlight=GA"]), records) == "GA"
 
 
 def test_standard_tasks_are_run_before_and_after(tmp_path: Path, model: Path) -> None:

@@ -22,8 +22,8 @@ FLOOR = 0.01
 COLLAPSE = 0.1
 """A model that keeps less of everything than this, or is less fluent than this, has collapsed."""
 
-Numbers = Mapping[str, float]
-"""Metrics by name, shares from 0 to 1."""
+Numbers = Mapping[str, float | None]
+"""Metrics by name, shares from 0 to 1; None is as good as absent."""
 
 _FORGOTTEN = ("eff", "gen")
 _KEPT = ("spe_relation", "spe_subject", "spe_unrelated")
@@ -43,7 +43,7 @@ def joint_score(before: Numbers, after: Numbers) -> float | None:
     """The harmonic mean of all shares, from `FLOOR` to 1; None where nothing was known to forget, or to keep.
 
     Args:
-        before: the base model's numbers; a metric that is not there, or is 0, gives no share.
+        before: the base model's numbers; a metric that is not there, is 0 or not finite gives no share.
         after: the unlearned model's.
     """
     gone, still = forgotten(before, after), kept(before, after)
@@ -60,11 +60,9 @@ def collapsed(before: Numbers, after: Numbers) -> bool:
 
 
 def _fluent(before: Numbers, after: Numbers) -> list[float]:
-    if not before.get("ppl") or not after.get("ppl"):
-        return []
-    share = before["ppl"] / after["ppl"]
-    return [0.0 if math.isnan(share) else share]
+    return [0.0 if math.isnan(1 / share) else 1 / share for share in _ratios(("ppl",), before, after) if share]
 
 
 def _ratios(names: tuple[str, ...], before: Numbers, after: Numbers) -> list[float]:
-    return [after[name] / before[name] for name in names if name in after and before.get(name)]
+    pairs = ((before.get(name), after.get(name)) for name in names)
+    return [now / then for then, now in pairs if then and math.isfinite(then) and now is not None]

@@ -153,8 +153,7 @@ def _numbers(cell: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     phases = {"before": cell.get("before") or {}}
     if cell["status"] == "done":  # what a failed cell cost, or had measured by then, is no result
         after = cell.get("after") or {}
-        before, found = ({k: v for k, v in x.items() if v is not None} for x in (phases["before"], after))
-        phases |= {"after": {**after, "score": joint_score(before, found)}, "cost": cost}
+        phases |= {"after": {**after, "score": joint_score(phases["before"], after)}, "cost": cost}
     return [
         (*_key(cell), cell["status"], phase, metric, float(value))
         for phase, values in phases.items()

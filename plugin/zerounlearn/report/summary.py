@@ -58,7 +58,7 @@ def _tables(
     first = results[results["phase"] == "before"].drop_duplicates(["seed", "metric"])
     after = {key: dict(zip(own["seed"], own["value"], strict=True)) for key, own in done.groupby(["method", "metric"])}
     base = {key: dict(zip(own["seed"], own["value"], strict=True)) for key, own in first.groupby("metric")}
-    frame = Table(dataset, n, Group.CORE, (), None, tuple(_rows(cells, after, base)), seeds)
+    frame = Table(dataset, n, Group.CORE, (), None, tuple(_rows(cells)), seeds)
     for group, of_group in groupby(columns([*base, *(metric for _, metric in after)]), key=lambda c: c.group):
         table = _filled(replace(frame, group=group), tuple(of_group), after, base)
         yield marked(_placed(table), after, reference)
@@ -67,16 +67,12 @@ def _tables(
             yield from _matched(table, after, base, sweeps)
 
 
-def _rows(cells: Sequence[Mapping[str, Any]], after: Values, base: Mapping[str, Mapping[int, float]]) -> Iterator[Row]:
+def _rows(cells: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """Of each method, without its numbers."""
     for method, part in groupby(cells, key=lambda c: c["cell"]["method"]):
         own = list(part)
-        done = [c["cell"]["seed"] for c in own if c["status"] == "done"]
-        broken = 0
-        for seed in done:
-            then = {metric: values[seed] for metric, values in base.items() if seed in values}
-            now = {metric: after[method, metric][seed] for metric in base if seed in after.get((method, metric), {})}
-            broken += collapsed(then, now)
+        done = [c for c in own if c["status"] == "done"]
+        broken = sum(collapsed(c.get("before") or {}, c.get("after") or {}) for c in done)
         yield Row(method, (), len(done), len(own) - len(done), broken)
 
 
@@ -138,7 +134,8 @@ def _matched(
         values = {} if point.label in swept else matched(after, base, point.label, named)
         if (point.label, KEPT) not in values:
             continue
-        rows = tuple(Row(label, (), _seeds(values, label)) for label in (point.label, *named))
+        own = Row(point.label, (), _seeds(values, point.label), collapsed=point.collapsed)
+        rows = (own, *(Row(label, (), _seeds(values, label)) for label in named))
         table = replace(core, group=Group.MATCHED, rows=rows, at=point.label)
         table = _filled(table, chosen, values, base)
         table = marked(_placed(table), values, point.label)

@@ -106,7 +106,7 @@ class Study:
     held_out: HeldOut = _setting(HeldOut(), "For perplexity.")
     retain_size: int = _setting(100, "Facts of the half to keep that make the retain set.")
     unrelated_size: int = _setting(60, "Facts of the half to keep that measure spe_unrelated.")
-    generation_tokens: int = _setting(30, "Tokens generated for ROUGE-L and fluency.")
+    generation_tokens: int = _setting(30, "Tokens generated for ROUGE-L, and after each forget prompt.")
     lm_eval: Tasks = _setting(Tasks(), "Standard tasks.")
     reference_model: str | None = _setting(None, "A model that never saw the forget set, for forget_quality.")
     reference_method: str | None = _setting(
