@@ -23,8 +23,40 @@ def test_every_shipped_file_loads(file: Path) -> None:
     hp = load_method(file)
     assert hp.alg_name == file.parent.name
     assert type(hp) is METHODS[hp.alg_name]
-    assert (hp.layers == []) == file.stem.endswith("_all")
+    adapters = hp.alg_name == "NPO-LoRA"
+    assert (hp.layers == []) == (adapters or (file.stem.endswith("_all") and "_paper" not in file.stem))
     assert hp.lr < 1e-2
+    if file.stem.endswith(("_paper", "_paper_all")):
+        assert hp.preset.startswith("paper")
+        for preset in hp.PRESETS:
+            assert load_method(file, [f"preset={preset}"]).layers or adapters or preset == "default"
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("GA/llama3.2-3b_paper", {"layers": [18], "lr": 5e-3, "epochs": 25}),
+        ("GA/llama3.1-8b_paper", {"layers": [21], "lr": 5e-3, "epochs": 25}),
+        ("GA/qwen3-4b_paper", {"layers": [8], "lr": 5e-3, "epochs": 25}),
+        ("NPO/llama3.2-3b_paper", {"layers": [16, 17, 18], "epochs": 10, "retain_weight": 0}),
+        ("NPO/llama3.2-3b_paper_all", {"layers": list(range(28)), "epochs": 10, "retain_weight": 0}),
+        ("NPO/llama3.1-8b_paper", {"layers": [24], "epochs": 5, "retain_loss": "nll_tokens", "retain_weight": 1}),
+        ("NPO/qwen3-4b_paper", {"layers": [24], "epochs": 5, "retain_loss": "nll_tokens", "retain_weight": 1}),
+        ("NPO-LoRA/llama3.2-3b_paper", {"layers": [], "epochs": 5, "lr": 1e-4, "weight_decay": 0.01}),
+        ("NPO-LoRA/llama3.1-8b_paper", {"layers": [], "epochs": 5, "lr": 1e-4, "weight_decay": 0.01}),
+        ("NPO-LoRA/qwen3-4b_paper", {"layers": [], "epochs": 5, "lr": 1e-4, "weight_decay": 0.01}),
+    ],
+)
+def test_published_runs_have_the_published_values(file: str, expected: dict) -> None:
+    """Those of hparams/{GA,NPO,NPO_LoRA}/*.json of the published code."""
+    hp = load_method(ROOT / "hparams" / file)
+    assert {name: getattr(hp, name) for name in expected} == expected
+
+
+def test_epochs_count_in_passes_and_beat_steps() -> None:
+    hp = METHODS["GA"](**GOOD, epochs=3, steps=7, minibatch_size=4)
+    assert [hp.step_count(n) for n in (1, 4, 5)] == [3, 3, 6]
+    assert hp.replace(epochs=None).step_count(5) == 7
 
 
 def test_every_method_ships_a_file() -> None:
@@ -71,6 +103,12 @@ def test_rmus_layers() -> None:
         ("GA", {"lr": float("nan")}, "lr=nan"),
         ("GA", {"steps": 0}, "steps=0: expected a whole number >= 1"),
         ("GA", {"minibatch_size": 0}, "minibatch_size=0"),
+        ("GA", {"epochs": 0}, "epochs=0: expected a whole number >= 1"),
+        ("GA", {"preset": "specific"}, "preset='specific': expected one of default, paper"),
+        ("GA", {"objective": "all"}, "objective='all': expected one of answer, prompt_last"),
+        ("NPO", {"row_length": 1}, "row_length=1: expected a whole number >= 2"),
+        ("NPO-LoRA", {"lora_rank": 0}, "lora_rank=0: expected a whole number >= 1"),
+        ("NPO-LoRA", {"lora_dropout": 1}, "lora_dropout=1.0: expected a number < 1"),
         ("GA", {"weight_decay": -1}, "weight_decay=-1.0: expected a number >= 0"),
         ("GA", {"max_grad_norm": -1}, "max_grad_norm=-1.0"),
         ("GA", {"alg_name": "NPO"}, "alg_name='NPO': these are the hyperparameters of 'GA'"),
