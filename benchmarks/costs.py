@@ -30,10 +30,14 @@ class Shape:
         """From a Llama-like configuration."""
         heads = config.num_attention_heads
         return cls(
-            config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            heads,
             getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads, config.vocab_size,
-        )  # fmt: skip
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config.vocab_size,
+        )
 
     @property
     def block(self) -> float:

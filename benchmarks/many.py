@@ -69,10 +69,13 @@ def run(n: int, found: int) -> dict[str, object]:
     vectors = Vectors(few.vectors.z[times], {i: V[times] for i, V in few.vectors.V.items()}, few.vectors.prefixes)
     outcome = unlearn(model, tokenizer, asked, hparams, corpus, vectors=vectors)
     return {
-        "n": n, "found": found, "seconds_of_found": few.seconds["vectors"], "seconds": outcome.seconds,
+        "n": n,
+        "found": found,
+        "seconds_of_found": few.seconds["vectors"],
+        "seconds": outcome.seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "environment": environment(model),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

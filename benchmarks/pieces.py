@@ -92,11 +92,13 @@ class Bench:
         requests = [fact.request for fact in facts]
         return [
             (
-                r.prompt, r.subject, continuation(self.tokenizer, r.prompt, r.answer),
+                r.prompt,
+                r.subject,
+                continuation(self.tokenizer, r.prompt, r.answer),
                 target_ids(self.tokenizer, r, hp.neutral_target),
             )
             for r in requests
-        ]  # fmt: skip
+        ]
 
 
 @contextmanager
@@ -230,9 +232,13 @@ def plain_contexts(bench: Bench) -> None:
     ids = bench.tokenizer(["The", "Because", "I", "You", "Then"], return_tensors="pt")["input_ids"]
     with torch.random.fork_rng():
         bench.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=5, max_length=10,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=5,
+            max_length=10,
             pad_token_id=bench.tokenizer.eos_token_id,
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
@@ -335,21 +341,30 @@ def easyedit_piece(bench: Bench, name: str, n: int, *, measured_n: int | None = 
         corpus = Corpus("wikipedia", lambda: bench.texts)  # the name under which EasyEdit looks for statistics
         second_moments(algorithm.find_layout(bench.model, hp), bench.tokenizer, hp, corpus)
         values = json.loads(json.dumps(hp.to_dict())) | {
-            "alg_name": name, "mom2_dataset": "wikipedia", "mom2_adjustment": name != "ROME", "device": "cpu",
-            "layers": hp.layers[-1:] if name == "ROME" else hp.layers, "batch_size": len(facts),
-            "context_template_length_params": [[hp.context_length, 5]], "v_loss_layer": 29,
+            "alg_name": name,
+            "mom2_dataset": "wikipedia",
+            "mom2_adjustment": name != "ROME",
+            "device": "cpu",
+            "layers": hp.layers[-1:] if name == "ROME" else hp.layers,
+            "batch_size": len(facts),
+            "context_template_length_params": [[hp.context_length, 5]],
+            "v_loss_layer": 29,
             "lm_head_module": "model.embed_tokens",  # tied, and 2023's MEMIT asks for a weight by this name
-            "P_loc": str(Path(folder) / "null_space_project.pt"), "nullspace_threshold": 2e-2, "L2": 10.0,
-        }  # fmt: skip
+            "P_loc": str(Path(folder) / "null_space_project.pt"),
+            "nullspace_threshold": 2e-2,
+            "L2": 10.0,
+        }
         cls = getattr(easyeditor, f"{name}HyperParams")
         fields = cls.__dataclass_fields__
         settings = cls(**{key: value for key, value in values.items() if key in fields})
         editor = easyeditor.BaseEditor(settings)
         arguments = {
-            "prompts": [r.prompt for r in requests], "subject": [r.subject for r in requests],
-            "ground_truth": [r.answer for r in requests], "target_new": [bench.tokenizer.eos_token] * len(requests),
+            "prompts": [r.prompt for r in requests],
+            "subject": [r.subject for r in requests],
+            "ground_truth": [r.answer for r in requests],
+            "target_new": [bench.tokenizer.eos_token] * len(requests),
             "verbose": False,
-        }  # fmt: skip
+        }
         with clock("total with evaluation"), _inside(folder):  # AlphaEdit leaves its projector where it is called
             batched = name != "ROME" and (len(facts) > 1 or framework().edition == "checkout")
             edit = editor.batch_edit if batched else editor.edit

@@ -154,19 +154,31 @@ def group(split: str, n: int, seed: int, overrides: Sequence[str], strengths: Se
     for preset, hp in plan:
         start = time.perf_counter()
         outcome = unlearn(
-            model, tokenizer, drawn.requests, hp, open_corpus(hp.mom2_dataset),
-            retain=drawn.retain if strengths else (), vectors=vectors,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            drawn.requests,
+            hp,
+            open_corpus(hp.mom2_dataset),
+            retain=drawn.retain if strengths else (),
+            vectors=vectors,
+        )
         seconds = time.perf_counter() - start
         if vectors is None:
             vectors, seconds_of_vectors = outcome.vectors, outcome.seconds["vectors"]
         else:
             seconds += seconds_of_vectors
-        rows.append({
-            "preset": preset, "algorithm": hp.alg_name, **where, **measured(), "seconds": seconds,
-            "strength": hp.strength, "retained": len(drawn.retain) if strengths else 0,
-            "relative_change": [layer.relative_change for layer in outcome.layers],
-        })  # fmt: skip
+        rows.append(
+            {
+                "preset": preset,
+                "algorithm": hp.alg_name,
+                **where,
+                **measured(),
+                "seconds": seconds,
+                "strength": hp.strength,
+                "retained": len(drawn.retain) if strengths else 0,
+                "relative_change": [layer.relative_change for layer in outcome.layers],
+            }
+        )
         with torch.no_grad():
             for name, weight in outcome.before.items():
                 model.get_parameter(name).copy_(weight)

@@ -55,9 +55,14 @@ class Setting:
     def hparams(self, folder: str) -> ZeroUnlearn:
         first = self.blocks // 2
         return ZeroUnlearn(
-            model_name="random-llama", layers=list(range(first, first + self.layers)), v_num_grad_steps=4,
-            mom2_n_samples=64, stats_dir=folder, regularization_lam=10.0, n_contexts=5,
-        )  # fmt: skip
+            model_name="random-llama",
+            layers=list(range(first, first + self.layers)),
+            v_num_grad_steps=4,
+            mom2_n_samples=64,
+            stats_dir=folder,
+            regularization_lam=10.0,
+            n_contexts=5,
+        )
 
 
 SWEEPS: dict[str, list[int]] = {
@@ -85,10 +90,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def random_llama(setting: Setting, size: int) -> Any:
     config = LlamaConfig(
-        vocab_size=size, hidden_size=setting.d, intermediate_size=setting.m, num_hidden_layers=setting.blocks,
-        num_attention_heads=setting.d // 64, num_key_value_heads=max(setting.d // 128, 1), head_dim=64,
+        vocab_size=size,
+        hidden_size=setting.d,
+        intermediate_size=setting.m,
+        num_hidden_layers=setting.blocks,
+        num_attention_heads=setting.d // 64,
+        num_key_value_heads=max(setting.d // 128, 1),
+        head_dim=64,
         max_position_embeddings=1024,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config).eval()
@@ -179,11 +189,13 @@ def sweep(name: str, sizes: Sequence[int]) -> dict[str, Any]:
     upper = points[len(points) // 2 :] if len(points) > 4 else points  # where fixed costs are small
     stages = points[0]["seconds"]
     return {
-        "sizes": list(sizes), "points": points,
+        "sizes": list(sizes),
+        "points": points,
         "exponents": {
             stage: exponent([p[name] for p in upper], [p["seconds"][stage] for p in upper]) for stage in stages
-        } | {"memory": exponent([p[name] for p in upper], [max(p["peak_bytes"], 1) for p in upper])},
-    }  # fmt: skip
+        }
+        | {"memory": exponent([p[name] for p in upper], [max(p["peak_bytes"], 1) for p in upper])},
+    }
 
 
 @dataclass(frozen=True)
@@ -231,10 +243,16 @@ def predictions(n: int, texts: int, tokens: int, gpu: Gpu, gpus: int) -> list[di
             "factor": len(layers) * costs.factor(shape) / gpu.double,
             "solve": len(layers) * costs.solve(shape, n, n) / gpu.double,
         }
-        found.append({
-            "model": name, "gpus": gpus, "copies": copies, "weights_bytes": weights,
-            "C_bytes_a_layer": 4.0 * shape.m**2, "seconds": seconds if copies else None,
-        })  # fmt: skip
+        found.append(
+            {
+                "model": name,
+                "gpus": gpus,
+                "copies": copies,
+                "weights_bytes": weights,
+                "C_bytes_a_layer": 4.0 * shape.m**2,
+                "seconds": seconds if copies else None,
+            }
+        )
     return found
 
 

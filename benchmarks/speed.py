@@ -35,9 +35,12 @@ RESULT = ROOT / "benchmarks" / "results"
 Run = dict[str, Any]
 # (stage, n, at least so many times faster than the plain implementation)
 BARS = [
-    ("z+sensitive", 10, 10.0), ("z+sensitive", 50, 10.0), ("statistics", None, 5.0), ("solve", 50, 20.0),
+    ("z+sensitive", 10, 10.0),
+    ("z+sensitive", 50, 10.0),
+    ("statistics", None, 5.0),
+    ("solve", 50, 20.0),
     ("total", 10, 8.0),
-]  # fmt: skip
+]
 
 
 def measure(names: Sequence[str], *, fresh: bool, threads: int) -> None:
@@ -54,8 +57,12 @@ def measure(names: Sequence[str], *, fresh: bool, threads: int) -> None:
             environment.pop("EASYEDIT_HOME", None)
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("pieces.py")), name, str(output)],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         took = time.perf_counter() - start
         if done.returncode:
             print(f"failed after {took:.0f} s\n{done.stderr[-1500:]}")
@@ -74,10 +81,14 @@ def assembled(names: Sequence[str]) -> list[Run]:
     for run in [r for r in runs if r["stage"] == "total without statistics"]:
         of = statistics.get(run["implementation"])
         if of:
-            runs.append(run | {
-                "stage": "total", "seconds": run["seconds"] + of["seconds"],
-                "peak_bytes": max(run["peak_bytes"], of["peak_bytes"]),
-            })  # fmt: skip
+            runs.append(
+                run
+                | {
+                    "stage": "total",
+                    "seconds": run["seconds"] + of["seconds"],
+                    "peak_bytes": max(run["peak_bytes"], of["peak_bytes"]),
+                }
+            )
     return runs
 
 
@@ -133,8 +144,15 @@ def bars(runs: Sequence[Run]) -> list[dict[str, Any]]:
             found.append({"stage": stage, "n": n, "wanted": wanted, "ratio": ratio, "met": ratio >= wanted})
     fraction = (find(runs, "ours", "z+sensitive", 50) or {}).get("fraction_of_matmul_rate")
     if fraction is not None:
-        found.append({"stage": "z+sensitive, share of matmul rate", "n": 50, "wanted": 0.5, "ratio": fraction,
-                      "met": fraction >= 0.5})  # fmt: skip
+        found.append(
+            {
+                "stage": "z+sensitive, share of matmul rate",
+                "n": 50,
+                "wanted": 0.5,
+                "ratio": fraction,
+                "met": fraction >= 0.5,
+            }
+        )
     return found
 
 
@@ -147,9 +165,12 @@ def plot(runs: Sequence[Run], file: Path) -> None:
     for offset, (name, colour) in enumerate((("ours", "#2a6f97"), ("plain", "#bc4749"))):
         picked = [find(runs, name, s, None if s == "statistics" else 10) for s in stages]
         axes.bar(
-            [i + 0.4 * offset for i in range(len(stages))], [p["seconds"] if p else 0 for p in picked],
-            width=0.38, label=name, color=colour,
-        )  # fmt: skip
+            [i + 0.4 * offset for i in range(len(stages))],
+            [p["seconds"] if p else 0 for p in picked],
+            width=0.38,
+            label=name,
+            color=colour,
+        )
     axes.set_xticks([i + 0.2 for i in range(len(stages))], stages, rotation=20)
     axes.set_yscale("log")
     axes.set_ylabel("seconds, ten facts, three layers")
@@ -170,14 +191,20 @@ def main() -> None:
     rate = next((r["flops_per_second"] for r in runs if r["stage"] == "matmul"), None)
     record = {
         "environment": {
-            "torch": torch.__version__, "transformers": metadata.version("transformers"),
-            "python": platform.python_version(), "processor": platform.processor() or platform.machine(),
-            "threads": args.threads, "load_at_end": os.getloadavg()[0], "matmul_flops_per_second": rate,
-            "model": "SmolLM2-135M-Instruct", "dtype": "float32", "corpus_texts": TEXTS,
+            "torch": torch.__version__,
+            "transformers": metadata.version("transformers"),
+            "python": platform.python_version(),
+            "processor": platform.processor() or platform.machine(),
+            "threads": args.threads,
+            "load_at_end": os.getloadavg()[0],
+            "matmul_flops_per_second": rate,
+            "model": "SmolLM2-135M-Instruct",
+            "dtype": "float32",
+            "corpus_texts": TEXTS,
         },
         "bars": bars(runs),
         "runs": runs,
-    }  # fmt: skip
+    }
     write_text(RESULT / "speed.json", json.dumps(record, indent=1) + "\n")
     table = markdown(runs)
     write_text(RESULT / "speed.md", table)

@@ -45,17 +45,27 @@ class Stopwatch:
         self.now = {}
 
     def runs(
-        self, implementation: str, n: int | None, *, measured_n: int | None = None,
-        factors: Mapping[str, float] = MappingProxyType({}), **more: Any,
-    ) -> list[Run]:  # fmt: skip
+        self,
+        implementation: str,
+        n: int | None,
+        *,
+        measured_n: int | None = None,
+        factors: Mapping[str, float] = MappingProxyType({}),
+        **more: Any,
+    ) -> list[Run]:
         """One entry a stage; with `measured_n` seconds are scaled up from so many requests, by n or by `factors`."""
         whole = 1.0 if measured_n is None or n is None else n / measured_n
         scaled = {} if whole == 1.0 else {"measured_n": measured_n}
         return [
             {
-                "implementation": implementation, "n": n, "stage": stage,
-                "seconds": statistics.median(each) * factors.get(stage, whole), "repetitions": len(each),
+                "implementation": implementation,
+                "n": n,
+                "stage": stage,
+                "seconds": statistics.median(each) * factors.get(stage, whole),
+                "repetitions": len(each),
                 "peak_bytes": self.peak.get(stage),
-            } | scaled | more
+            }
+            | scaled
+            | more
             for stage, each in self.seconds.items()
-        ]  # fmt: skip
+        ]

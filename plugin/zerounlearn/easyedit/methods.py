@@ -172,16 +172,10 @@ def apply(
         Exception: whatever the method itself raises; the edit is undone.
     """
     requests = check_requests(requests)
-    if neutral in ("<|endoftext|>", tokenizer.eos_token):  # as EasyEdit's users spell it
-        neutral = EOS
     method = METHODS[hparams.alg_name]
     hparams = _adapted(hparams, model, len(requests))
     names = check(hparams, model)
-    side = "left" if getattr(hparams, "objective_optimization", "") == "target_new" else method.side
-    ours = tokenizer_for(tokenizer, requests, neutral, side, rows=embedding_rows(model))
-    # PMET leaves the space out except for GPT models.
-    space = hparams.alg_name == "PMET" and "gpt" not in str(model.name_or_path).lower()
-    records = to_easyedit(tokenizer, requests, neutral, template=method.template, space=space)
+    ours, records = _as_easyedit_asks(model, tokenizer, requests, hparams, neutral)
     for i, record in enumerate(records):
         record["loc_prompt"] = unrelated[i % len(unrelated)]
     snapshot = Snapshot(model, names)
@@ -208,6 +202,24 @@ def apply(
         snapshot.restore()
         raise
     return snapshot.restore
+
+
+def _as_easyedit_asks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    hparams: Any,
+    neutral: str,
+) -> tuple[PreTrainedTokenizerBase, list[dict[str, Any]]]:
+    """A tokenizer in which the neutral targets are texts, and the requests as the method's records."""
+    method = METHODS[hparams.alg_name]
+    if neutral in ("<|endoftext|>", tokenizer.eos_token):  # as EasyEdit's users spell it
+        neutral = EOS
+    side = "left" if getattr(hparams, "objective_optimization", "") == "target_new" else method.side
+    ours = tokenizer_for(tokenizer, requests, neutral, side, rows=embedding_rows(model))
+    # PMET leaves the space out except for GPT models.
+    space = hparams.alg_name == "PMET" and "gpt" not in str(model.name_or_path).lower()
+    return ours, to_easyedit(tokenizer, requests, neutral, template=method.template, space=space)
 
 
 def check(hparams: Any, model: PreTrainedModel) -> list[str]:
