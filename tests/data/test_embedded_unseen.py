@@ -133,12 +133,13 @@ def test_the_order_is_mixed_and_always_the_same() -> None:
 def test_a_very_small_model_says_half_of_what_is_asked(
     smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase],
 ) -> None:
-    asked = [item for entry in ENTRIES for item in own_items(entry)]
+    some = ENTRIES[::3]
+    asked = [item for entry in some for item in own_items(entry)]
     said = known(*smollm2, asked)
     for form in range(5):  # the request, then the paraphrases in their order
         verdicts = said[form::5]
         assert sum(verdicts) >= 0.5 * len(verdicts), ("request", "statement", "question", "cloze", "indirect")[form]
-    others = [item for entry in ENTRIES for item in entry.fact.others]
+    others = [item for entry in some for item in entry.fact.others]
     assert sum(known(*smollm2, others)) >= 0.5 * len(others)
-    falsehoods = [(entry.fact.request.prompt, entry.counterfactuals[0]) for entry in ENTRIES]
+    falsehoods = [(entry.fact.request.prompt, entry.counterfactuals[0]) for entry in some]
     assert sum(known(*smollm2, falsehoods)) < 0.1 * len(falsehoods)
