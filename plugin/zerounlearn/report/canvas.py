@@ -165,7 +165,8 @@ def name_points(
         for up, (side, across, share) in product(steps, _SIDES):
             box = Bbox.from_bounds(x0 + across * point - wide * share, y0 + up * point - high / 2, wide, high)
             if left <= box.x0 and box.x1 <= edge and bottom <= box.y0 and box.y1 <= top:
-                hides = any(box.padded(1).overlaps(other) for other in taken)
+                room = box.padded(1)
+                hides = any(room.overlaps(other) for other in taken)
                 places.append((hides, len(places), (across, up), (side, share), box))
                 if not hides:
                     break
