@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import NotRequired, Self, TypedDict
 
 from zerounlearn.config import Flag, Number, Settings, Whole, option, settings
@@ -133,10 +133,9 @@ class DescentConfig(Settings):
         return 1.0
 
 
+@with_config(ConfigDict(extra="forbid"))
 class Site(TypedDict):
     """Consecutive layers that are edited together; what is left out is as the run has it."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     layers: list[Whole]
     fact_token: NotRequired[FactToken]

@@ -278,11 +278,11 @@ class _Run:
         written = layout.read(layer).to(solver)
         lineage.add(name, earlier, Trace.of(keys, written, solved.taken), written)
         if solved.update.scale == 1:
-            factors = layout.factors(layer, solved.update.left, solved.update.right)
+            left, right = layout.factors(layer, solved.update.left, solved.update.right)
             if name in self.edit.factors:  # of an earlier site
-                both = zip(self.edit.factors[name], factors, (1, 0), strict=True)
-                factors = tuple(torch.cat([one, other], dim=dim) for one, other, dim in both)
-            self.edit.factors[name] = factors
+                before_left, before_right = self.edit.factors[name]
+                left, right = torch.cat([before_left, left], dim=1), torch.cat([before_right, right])
+            self.edit.factors[name] = left, right
         return LayerOutcome(
             layer=layer,
             leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
