@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
 from typing import Literal
@@ -84,9 +83,9 @@ def load_embedded(facts: Part = "evaluation", *, wording: Wording = "completion"
     Args:
         facts: `evaluation`, on which no hyperparameter was chosen, `development`, or `all`.
         wording: the packaged prompts, or what RWKU's three forget levels ask (arXiv 2406.10890), with that
-            benchmark's words around it: a `cloze` of the prompt or a `question`, both in the chat template of a
-            tokenizer that has one, or the `attack` that follows the question with the beginning of its answer. Those
-            have no paraphrases; their neighbours are other facts about the same subject.
+            benchmark's words around it: a `cloze` of the prompt, a `question`, or the `attack` that follows the
+            question with the beginning of its answer. Those have no paraphrases; their neighbours are other facts
+            about the same subject.
 
     Raises:
         AssetError: the packaged file is missing or damaged.
@@ -123,7 +122,6 @@ def _as_rwku_asks(entry: Entry, wording: Wording) -> Entry:
     }[wording]
     span = known_subject(query, said.subject)
     request = asked(query, span, said.answer, before=around[0], after=around[1], where=f"packaged fact {entry.case_id}")
-    request = replace(request, chat=wording != "attack")
     return Entry((Fact(request),), case_id=entry.case_id, topic=entry.topic, target=said.subject)
 
 
