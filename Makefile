@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
 MODEL := models/llama-smollm2-135m
 
-.PHONY: demo test test-unit test-slow test-checkout lint types check docs bench clean
+.PHONY: demo test test-unit test-slow test-checkout matrix lint types check docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready $(MODEL)/config.json
@@ -24,6 +24,10 @@ test-slow: $(VENV)/.ready $(MODEL)/config.json
 
 test-checkout: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python -m pytest -m easyedit_checkout
+
+# The tests on the oldest, the pinned and the newest versions that setup.cfg admits; gigabytes of other torches.
+matrix: $(VENV)/.ready
+	$(BIN)/nox
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -43,7 +47,7 @@ $(VENV)/.docs: $(VENV)/.ready
 	touch $@
 
 bench: $(VENV)/.ready $(MODEL)/config.json
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/publish.py quality
 
 # torch first, by its pinned version: an unconstrained one pulls gigabytes of CUDA. EasyEdit pins 2023's torch,
 # numpy and transformers, so it is installed without its dependencies; the `easyedit` extra names what it needs.
