@@ -267,7 +267,7 @@ def test_an_entry_is_known_if_all_its_facts_are(smollm2: tuple[PreTrainedModel, 
         (
             "attack",
             "Please briefly answer the following question.\n"
-            "Question: What is the main language spoken in Italy? The answer is",
+            "Question: The main language spoken in Italy is",
         ),
     ],
 )
