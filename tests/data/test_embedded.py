@@ -266,8 +266,7 @@ def test_an_entry_is_known_if_all_its_facts_are(smollm2: tuple[PreTrainedModel, 
         ),
         (
             "attack",
-            "Please briefly answer the following question.\n"
-            "Question: The main language spoken in Italy is",
+            "Please briefly answer the following question.\nQuestion: The main language spoken in Italy is",
         ),
     ],
 )

@@ -77,8 +77,8 @@ def load_embedded(facts: Part = "evaluation", *, wording: Wording = "completion"
         facts: `evaluation`, on which no hyperparameter was chosen, `development`, or `all`.
         wording: the packaged prompts, or what RWKU's three forget levels ask (arXiv 2406.10890), with that
             benchmark's words around it: a `cloze` of the prompt, a `question`, or as `attack` the beginning of the
-            answer in the question's place (of its affirmative suffix, the suffix). Each names its subject once. Those have no paraphrases; their
-            neighbours are other facts about the same subject.
+            answer in the question's place. Each names its subject once. Those have no paraphrases; their neighbours
+            are other facts about the same subject.
 
     Raises:
         AssetError: the packaged file is missing or damaged.
