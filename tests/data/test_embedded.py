@@ -266,13 +266,12 @@ def test_an_entry_is_known_if_all_its_facts_are(smollm2: tuple[PreTrainedModel, 
         ),
         (
             "attack",
-            "Please briefly answer the following question.\n"
-            "Question: What is the main language spoken in Italy? The main language spoken in Italy is",
+            "Please briefly answer the following question.\nQuestion: The main language spoken in Italy is",
         ),
     ],
 )
 def test_every_fact_is_asked_as_rwku_asks(wording: str, prompt: str) -> None:
-    """The same facts in the same order, each naming its own subject, its last mention the one that counts."""
+    """The same facts in the same order, each naming its own subject."""
     plain, entries = load_embedded("all"), load_embedded("all", wording=wording)
     assert [e.case_id for e in entries] == [e.case_id for e in plain]
     for entry, said in zip(entries, plain, strict=True):

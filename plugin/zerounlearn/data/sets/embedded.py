@@ -83,9 +83,9 @@ def load_embedded(facts: Part = "evaluation", *, wording: Wording = "completion"
     Args:
         facts: `evaluation`, on which no hyperparameter was chosen, `development`, or `all`.
         wording: the packaged prompts, or what RWKU's three forget levels ask (arXiv 2406.10890), with that
-            benchmark's words around it: a `cloze` of the prompt, a `question`, or the `attack` that follows the
-            question with the beginning of its answer. Those have no paraphrases; their neighbours are other facts
-            about the same subject.
+            benchmark's words around it: a `cloze` of the prompt, a `question`, or as `attack` the beginning of the
+            answer in the question's place. Each names its subject once. Those have no paraphrases; their neighbours
+            are other facts about the same subject.
 
     Raises:
         AssetError: the packaged file is missing or damaged.
@@ -118,7 +118,7 @@ def _as_rwku_asks(entry: Entry, wording: Wording) -> Entry:
     query, around = {
         "cloze": (f"{said.prompt} ___.", words_around(1)),
         "question": (question, words_around(2)),
-        "attack": (f"{question} {said.prompt}", words_around(3, "affirmative suffix")),
+        "attack": (said.prompt, words_around(3, "affirmative suffix")),
     }[wording]
     span = known_subject(query, said.subject)
     request = asked(query, span, said.answer, before=around[0], after=around[1], where=f"packaged fact {entry.case_id}")
