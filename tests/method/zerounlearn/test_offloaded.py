@@ -48,15 +48,15 @@ def test_it_forgets_as_in_the_plain_model(kind: str, place: str, small_tokenizer
 def test_a_failure_leaves_it_as_it_was(place: str, small_tokenizer, tmp_path: Path, monkeypatch) -> None:
     there = offloaded("llama", place, tmp_path, len(small_tokenizer))
     before = logits(there)
-    real = module._edit_layer
+    real = module._Run._edit_layer
 
-    def second_fails(layout, layer, *args):
+    def second_fails(run, layer, *args):
         if layer == 2:
             assert not torch.allclose(logits(there), before)
             raise KeyboardInterrupt
-        return real(layout, layer, *args)
+        return real(run, layer, *args)
 
-    monkeypatch.setattr(module, "_edit_layer", second_fails)
+    monkeypatch.setattr(module._Run, "_edit_layer", second_fails)
     with pytest.raises(KeyboardInterrupt):
         unlearn(there.model, small_tokenizer, FACTS, run_for("llama", tmp_path), CORPUS)
     assert torch.equal(logits(there), before)

@@ -78,14 +78,14 @@ def test_an_edit_that_runs_away_is_stopped_and_undone(small_tokenizer: Any, monk
     """A gap that grows from layer to layer: here because every residual is written reversed and 30 times as long."""
     model = tiny("llama", len(small_tokenizer), dtype=torch.float32)
     before = state(model)
-    real = module._edit_layer
+    real = module._Run._edit_layer
 
     def reversed_step(*args: Any) -> LayerOutcome:
-        layout, layer, C, keys, keep, gap, *rest = args
-        outcome = real(layout, layer, C, keys, keep, -30 * gap, *rest)
+        *before_gap, gap, remaining, V, hparams = args
+        outcome = real(*before_gap, -30 * gap, remaining, V, hparams)
         return replace(outcome, distance=float(gap.norm(dim=1).mean()))
 
-    monkeypatch.setattr(module, "_edit_layer", reversed_step)
+    monkeypatch.setattr(module._Run, "_edit_layer", reversed_step)
     with pytest.raises(IllPosedError, match="moves away from its target"):
         zu.unlearn(
             model, small_tokenizer, [Fact(FACTS[0])], run("specific", z_objective="neutral", regularization_lam=1e-3)
