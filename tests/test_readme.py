@@ -108,3 +108,13 @@ def test_the_supplements_tables_are_made_of_the_results(monkeypatch: pytest.Monk
         assert {int(row["n"]) for row in found} == set(study.sizes)
         assert {int(row["seed"]) for row in found} == set(study.seeds)
         assert {row["dataset"] for row in found} == {data.label for data in study.datasets}
+
+
+def test_the_studies_tables_are_as_they_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    publish = importlib.import_module("publish")
+    page = publish.PAGE.read_text(encoding="utf-8")
+    assert publish.marked(page) == ["quality"]
+    assert publish.filled(page) == page
+    for method in load_study(ROOT / "studies/quality.yaml").methods:
+        assert f"| {method.label} |" in publish.tables("quality")
