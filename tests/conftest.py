@@ -20,7 +20,9 @@ from transformers import (
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(1)  # small tensors: more threads only wait for each other, and for other processes
+# Small tensors: more threads only wait for each other, and for other processes; so it is for those that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("ci")
@@ -29,8 +31,15 @@ settings.load_profile("ci")
 REAL = ("smollm2", "smollm2_tokenizer", "smollm2_path", "framework_editor")
 
 
+LONG = ("test_readme.py", "test_both_editions.py", "test_cli.py", "test_editor.py", "test_page.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that takes the real model is of the tier `real_model`; the others are unit tests."""
+    """A test that takes the real model is of the tier `real_model`; the others are unit tests.
+
+    Files that take minutes come first, so that no process waits for one of them at the end.
+    """
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if set(REAL) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real_model)
