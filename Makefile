@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A process a core, up to four: each holds the real model. A file's tests stay together, for their shared fixtures.
-PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# A process a core, up to four: each holds the real model. A file's tests stay together, for their shared fixtures, and
+# the files come in the order of tests/conftest.py.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 MODEL := models/llama-smollm2-135m
 
 .PHONY: demo test test-unit test-slow test-checkout matrix lint types check docs bench clean

@@ -10,6 +10,7 @@ import nox
 
 nox.options.default_venv_backend = "uv"
 EASYEDIT = "easyeditor==0.0.1.dev0"
+PARALLEL = ["--numprocesses=logical", "--dist=loadfile", "--no-loadscope-reorder"]
 # Session: interpreter, and how its requirements are chosen.
 VERSIONS = {
     "oldest": ("3.10", ["--resolution", "lowest-direct"]),
@@ -26,7 +27,7 @@ def define(name: str, python: str, choice: list[str]) -> None:
     def run(session: nox.Session) -> None:
         session.install(*choice, "--editable", ".[easyedit,test]")
         session.install("--no-deps", EASYEDIT)
-        session.run("python", "-m", "pytest", *(session.posargs or ["--numprocesses=logical", "--dist=loadfile"]))
+        session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
 
 
 for version, (interpreter, resolution) in VERSIONS.items():
