@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--preset", default="paper", choices=["paper", "specific"], help="the published method, or ours"
+        "--preset", default="paper", choices=list(ZeroUnlearnHyperParams.PRESETS), help="the published method, or ours"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "demo")
     args = parser.parse_args()
