@@ -64,7 +64,8 @@ def small(tmp_path: Path, small_tokenizer: Any, facts: Path):
     def command(*extra: str, output: str | Path = "out", method: str = "GA", **changes: object) -> list[str]:
         yaml = tmp_path / f"{method}.yaml"
         fixed = {"alg_name": method, "model_name": str(folder), "layers": [1], "device": "cpu"}
-        fixed |= {"GA": {"steps": 2}, "ZeroUnlearn": {"mom2_adjustment": False, "v_num_grad_steps": 3}}[method]
+        zerounlearn = {"mom2_adjustment": False, "v_num_grad_steps": 3}
+        fixed |= zerounlearn if method == "ZeroUnlearn" else {"steps": 2}
         yaml.write_text(json.dumps(fixed | changes))
         place = tmp_path / output if output else output
         return ["unlearn", str(yaml), "--forget", str(facts), "--output", str(place), *extra]
@@ -118,6 +119,7 @@ def test_a_dry_run_loads_no_model_and_writes_nothing(run, tmp_path: Path, monkey
         (["rewrite_module_tmp=model.layers.{}.mlp.fc"], "rewrite_module_tmp"),
         (["mom2_dataset=wiki"], "mom2_dataset='wiki'"),
         (["--retain", "missing.jsonl"], "'missing.jsonl' does not exist"),
+        (["add_retain=true"], "add_retain=True: there is no retain set: set retain_set, hand one over"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(run, extra, message: str, monkeypatch) -> None:
@@ -132,6 +134,21 @@ def test_forget_and_retain_may_not_overlap(small, facts: Path) -> None:
     result = CliRunner().invoke(main, small("--retain", str(facts)))
     assert result.exit_code == 1
     assert "both hold 'The capital of France is'" in result.output
+
+
+def test_a_retain_set_and_the_method_fit_each_other(small, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text(json.dumps(FACT | {"subject": "Poland", "answer": "Warsaw", "paraphrases": []}) + "\n")
+    for method, extra, message in (
+        ("GA", ["--retain", str(kept)], "GA has no retain term, so a retain set would change nothing"),
+        ("NPO", [], "retain_weight=1: NPO needs a retain set: name one with retain_path (or `retain=`, --retain)"),
+    ):
+        result = CliRunner().invoke(main, small("--dry-run", *extra, method=method))
+        assert result.exit_code == 1 and message in result.output
+    for settings in ([f"retain_path={kept}"], ["retain_weight=0"], ["--retain", str(kept)]):
+        result = CliRunner().invoke(main, small("--dry-run", *settings, method="NPO"))
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])

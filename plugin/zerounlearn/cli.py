@@ -160,6 +160,7 @@ def unlearn(
     facts = load_facts(forget)
     kept = load_facts(retain) if retain else None
     _check_apart(facts, kept)
+    method.check_given(kept is not None or method.names_retain_set)
     if method.wraps_modules:
         raise ConfigError(
             f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold: use it in a study"

@@ -41,7 +41,7 @@ def with_statements(corpus: Corpus, facts: Sequence[Request]) -> Corpus:
         corpus: ordinary text; it is read as before, when its texts are asked for.
         facts: to state; of one without an answer the prompt alone.
     """
-    statements = [f"{f.prompt}{' ' if f.joint is None else f.joint}{f.answer}" if f.answer else f.prompt for f in facts]
+    statements = [fact.query.text if fact.answer else fact.prompt for fact in facts]
     digest = hashlib.blake2b("\0".join(statements).encode(), digest_size=4).hexdigest()
     return Corpus(f"{corpus.name}-with-facts-{digest}", lambda: _Joined(statements, corpus.texts()))
 

@@ -84,6 +84,10 @@ class FrameworkMethod(UnlearningMethod):
                 f"retain=true: {self.alg_name!r} is a method of the framework, which takes no retain set: drop it"
             )
 
+    def check_given(self, given: bool) -> None:
+        """See `check_retain`."""
+        self.check_retain(given)
+
     def check(self, skeleton: PreTrainedModel) -> None:
         """Check modules and corpus on a model without weights.
 
@@ -128,7 +132,7 @@ class FrameworkMethod(UnlearningMethod):
         Raises:
             ConfigError: a retain set is given.
         """
-        self.check_retain(bool(retain))
+        self.check_given(bool(retain))
         start = time.perf_counter()
         undo = apply(model, tokenizer, requests, self.hparams, neutral=EOS, seed=self.seed)
         return Edit(self.alg_name, self.to_dict(), seconds={"edit": time.perf_counter() - start}, undo=undo)

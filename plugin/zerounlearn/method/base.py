@@ -281,6 +281,20 @@ class UnlearningMethod(ABC):
         if shown:
             raise ConfigError(f"retain=true: {self.alg_name} has no retain term, so it would change nothing: drop it")
 
+    @property
+    def names_retain_set(self) -> bool:
+        """Whether the configuration itself says which facts to keep."""
+        return False
+
+    def check_given(self, given: bool) -> None:
+        """Refuse a retain set that is at hand (or its absence) where it would mean nothing.
+
+        Raises:
+            ConfigError: the method has no use for a retain set, or cannot do without.
+        """
+        if given:
+            raise ConfigError(f"{self.alg_name} has no retain term, so a retain set would change nothing: drop it")
+
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Have on disk what many runs share; by default there is nothing."""
 

@@ -238,6 +238,23 @@ class RetainingMethod(GradientMethod):
                 f"retain_weight={self.retain_weight:g} with retain={str(shown).lower()} means nothing: {remedy}"
             )
 
+    @property
+    def names_retain_set(self) -> bool:
+        """Whether `retain_path` names one."""
+        return self.retain_path is not None
+
+    def check_given(self, given: bool) -> None:
+        """Refuse a retain term without a set to work on.
+
+        Raises:
+            ConfigError: naming what to set.
+        """
+        if self.retain_weight and not given:
+            raise ConfigError(
+                f"retain_weight={self.retain_weight:g}: {self.alg_name} needs a retain set: name one with "
+                "retain_path (or `retain=`, --retain), or set retain_weight to 0"
+            )
+
     def kept_facts(self) -> list[Request]:
         """The facts in `retain_path`.
 

@@ -49,7 +49,8 @@ def unlearn_by_gradient(
         IllPosedError: the loss, its gradient or a weight is no longer finite; the weights are restored.
     """
     requests = check_requests(requests)
-    weight = _check_retain(hparams, requests, retain, texts)
+    hparams.check_given(bool(retain or texts))
+    _check_apart(requests, retain)
     layout = find_layout(model, hparams)
     written = _written(model, hparams)
     edit = Edit(hparams.alg_name, hparams.to_dict(), losses={"forget": []})
@@ -62,9 +63,9 @@ def unlearn_by_gradient(
             answers = answer_samples(tokenizer, requests, end=hparams.end_token)
             forget = ForgetSet(reader, layout, tokenizer, requests, answers, hparams.minibatch_size, hparams.end_token)
             terms = {"forget": (1.0, hparams.forget_term(forget))}
-            if isinstance(hparams, RetainingMethod) and weight:
+            if isinstance(hparams, RetainingMethod) and hparams.retain_weight:
                 kept = _kept(tokenizer, hparams, retain, texts, len(requests))
-                terms["retain"] = (weight, hparams.retain_term(reader, layout, kept))
+                terms["retain"] = (hparams.retain_weight, hparams.retain_term(reader, layout, kept))
                 edit.losses["retain"] = []
             edit.seconds["reference"] = time.perf_counter() - start
             start = time.perf_counter()
@@ -147,24 +148,10 @@ def _check_finite(what: str, value: float, step: int, steps: int, hparams: Gradi
     raise IllPosedError(f"{hparams.alg_name}: the {what} is {value} at step {step} of {steps}: {remedy}")
 
 
-def _check_retain(
-    hparams: GradientMethod, requests: Sequence[Request], retain: Sequence[Request], texts: Sequence[str]
-) -> float:
-    """The retain term's weight, 0 where the method has none."""
-    given = bool(retain or texts)
-    if not isinstance(hparams, RetainingMethod):
-        if given:
-            raise ConfigError(f"{hparams.alg_name} has no retain term, so a retain set would change nothing: drop it")
-        return 0.0
-    if hparams.retain_weight and not given:
-        raise ConfigError(
-            f"retain_weight={hparams.retain_weight:g}: {hparams.alg_name} needs a retain set: name one with "
-            "retain_path (or `retain=`), or set retain_weight to 0"
-        )
+def _check_apart(requests: Sequence[Request], retain: Sequence[Request]) -> None:
     both = {r.prompt for r in requests} & {r.prompt for r in retain}
     if both:
         raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
-    return hparams.retain_weight
 
 
 def _written(model: PreTrainedModel, hparams: GradientMethod) -> dict[str, nn.Parameter]:

@@ -221,9 +221,23 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
 
     def check_retain(self, shown: bool) -> None:
         """Without a study's retain set `retain_set` says what is kept, which must be something for `add_retain`."""
-        if self.add_retain and not shown and self.retain_set == NONE:
+        self.check_given(shown or self.names_retain_set)
+
+    @property
+    def names_retain_set(self) -> bool:
+        """Whether `retain_set` names one."""
+        return self.retain_set != NONE
+
+    def check_given(self, given: bool) -> None:
+        """Refuse `add_retain` without a retain set.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.add_retain and not given:
             raise ConfigError(
-                "add_retain=True: there is no retain set; declare the method `retain: true`, or set retain_set"
+                "add_retain=True: there is no retain set: set retain_set, hand one over (`retain=`, --retain), or, in "
+                "a study, write retain: true"
             )
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -305,11 +305,8 @@ def _corpus(corpus: Corpus | None, retain: Sequence[Request], hparams: Any) -> C
         raise ConfigError(
             f"mom2_adjustment={hparams.mom2_adjustment} {'needs a' if corpus is None else 'goes without a'} corpus"
         )
-    if corpus is None or not hparams.add_retain:
-        return corpus
-    if not retain:
-        raise ConfigError("add_retain=True: there is no retain set; set retain_set, or hand one over")
-    return with_statements(corpus, retain)
+    hparams.check_given(bool(retain))
+    return with_statements(corpus, retain) if corpus is not None and hparams.add_retain else corpus
 
 
 def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
