@@ -42,15 +42,14 @@ def test_facts_to_keep_are_asked_in_their_own_and_in_other_words(asked: Asked) -
     assert (found["kept"], found["kept_paraphrases"]) == (0.5, 0.0)
 
 
-def test_a_forgotten_answer_is_asked_of_other_subjects(asked: Asked) -> None:
-    def share(*forgotten: Request) -> float | None:
-        facts = [Fact(request) for request in forgotten]
-        return take(replace(asked, facts=facts), ["spe_answer"]).get("spe_answer")
+def test_facts_with_a_forgotten_answer_are_asked(asked: Asked) -> None:
+    def share(*facts: Fact) -> float | None:
+        queries = [fact.request.query for fact in facts]
+        return take(replace(asked, same_answer=queries), ["spe_answer"]).get("spe_answer")
 
-    assert share(Request.of("{} was painted in", "Mona", "Paris")) == 1.0
-    assert share(Request.of("{} was painted in", "Mona", "Paris"), Request.of("She is a", "She", "reader")) == 0.5
-    assert share(Request.of("{} is called the city of", "France", "Paris")) is None, "the subject itself is no other"
-    assert share(Request.of("{} was painted in", "Mona", "Rome")) is None
+    assert share(KEPT[0]) == 1.0
+    assert share(*KEPT) == 0.5
+    assert share() is None
 
 
 def test_without_cases_there_is_no_number(asked: Asked) -> None:

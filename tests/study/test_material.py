@@ -133,6 +133,25 @@ def test_the_packaged_facts_are_those_no_hyperparameter_was_chosen_on(sources: d
     assert {r.prompt for r in draw(chosen, 20).requests} <= development
 
 
+def test_facts_with_a_forgotten_answer_are_asked_of_no_subject_that_is_forgotten_or_shown() -> None:
+    data = Data.load(DataSpec("unseen", "embedded_unseen"))
+    material = data.draw(10, 0, retain_size=40, unrelated_size=40)
+    forgotten = {request.answer for request in material.requests}
+    subjects = {request.subject for request in material.requests}
+    found = dict.fromkeys(query.prompt for query in material.same_answer)
+    assert len(found) >= 10
+    assert {query.answer for query in material.same_answer} <= forgotten
+    assert not any(subject in prompt for subject in subjects for prompt in found)
+    assert not found.keys() & {request.prompt for request in material.retain}
+    assert found.keys() <= material.asked, "no retain set may be drawn from them"
+    expected = [
+        fact.request.prompt
+        for fact in material.kept[40:]
+        if fact.request.answer in forgotten and fact.request.subject not in subjects
+    ]
+    assert list(found) == expected
+
+
 def test_rwku_keeps_the_neighbours_of_its_people(sources: dict[str, DataSpec]) -> None:
     material = draw(sources["rwku"], 5)
     for fact in material.facts:

@@ -53,6 +53,7 @@ class Asked:
         utility: questions by part, for model utility.
         multi_hop: questions that take several of the facts.
         kept: facts that are not forgotten, those shown to the method first.
+        same_answer: facts that no method is shown, about other subjects, whose answer is one of those forgotten.
         reference: truth ratios of a model that never saw the forget set, on the same questions.
         settings: of the study.
     """
@@ -67,6 +68,7 @@ class Asked:
     utility: Mapping[str, Sequence[Question]] = field(default_factory=dict)
     multi_hop: Sequence[MultiHop] = ()
     kept: Sequence[Fact] = ()
+    same_answer: Queries = ()
     reference: Sequence[float] | None = None
     settings: Settings = Settings()
     _answers: dict[Query, AnswerTokens] = field(default_factory=dict, repr=False)

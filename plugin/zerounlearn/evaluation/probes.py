@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
-from zerounlearn.data.text import nfc
 from zerounlearn.evaluation.memorisation import exact_memorisation, probability
 from zerounlearn.evaluation.registry import Column, Goal, Group, Measure, Metric, metric, metrics, probability_of
 from zerounlearn.model.answers import Score, resolve_joints, score
@@ -218,12 +217,9 @@ def _kept_paraphrases(asked: Asked) -> float | None:
 
 @metric("spe_answer", label="Spe. answer", goal=Goal.HIGHER, unit="%", group=Group.CORE)
 def _spe_answer(asked: Asked) -> float | None:
-    """Facts about other subjects whose answer is one of those forgotten, of the up to 1,000 that were to be kept."""
-    subjects = {nfc(fact.request.subject) for fact in asked.facts}
-    answers = {nfc(fact.request.answer) for fact in asked.facts}
-    requests = [fact.request for fact in asked.kept]
-    same = [r.query for r in requests if nfc(r.answer) in answers and nfc(r.subject) not in subjects]
-    return fmean(scored.said for scored in asked.scores(asked.joined(same))) if same else None
+    """Facts that no method is shown, about other subjects, whose answer is one of those forgotten."""
+    scores = asked.scores(asked.joined(asked.same_answer))
+    return fmean(scored.said for scored in scores) if scores else None
 
 
 for _name, (_label, _goal, _meaning) in _PARTS.items():

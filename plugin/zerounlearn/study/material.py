@@ -17,7 +17,7 @@ from zerounlearn.data.known import known_entries
 from zerounlearn.data.lengths import check_lengths
 from zerounlearn.data.protocol import split
 from zerounlearn.data.request import Request
-from zerounlearn.data.text import shown
+from zerounlearn.data.text import nfc, shown
 from zerounlearn.errors import ConfigError, RequestError, ZeroUnlearnError
 from zerounlearn.evaluation.probes import Probes
 from zerounlearn.model.fingerprint import value_digest
@@ -123,6 +123,8 @@ class Data:
             if fact.request.key not in retained and fact.request.subject not in subjects
         ]
         facts = tuple(facts_of(_with_neighbours(entry, kept) for entry in drawn))
+        measured = facts_of(kept)[:_KEPT]
+        others = [fact.request for fact in measured if fact.request.key not in retained]
         return Material(
             facts=facts,
             retain=tuple(fact.request for fact in retain),
@@ -132,7 +134,8 @@ class Data:
             openings=tuple(dict.fromkeys(text for entry in drawn for text in entry.openings)),
             utility=self.utility,
             multi_hop=tuple(entry.multi_hop for entry in drawn if entry.multi_hop is not None),
-            kept=tuple(facts_of(kept)[:_KEPT]),
+            kept=tuple(measured),
+            same_answer=_same_answer([fact.request for fact in facts], others),
         )
 
 
@@ -150,6 +153,7 @@ class Material:
         utility: questions by part, for model utility.
         multi_hop: questions that take several of the facts.
         kept: facts of what is kept, the retain set first, for metrics of keeping.
+        same_answer: those of them, but for the retain set, whose answer is forgotten of another subject.
     """
 
     facts: tuple[Fact, ...]
@@ -161,6 +165,7 @@ class Material:
     utility: Mapping[str, tuple[Question, ...]]
     multi_hop: tuple[MultiHop, ...] = ()
     kept: tuple[Fact, ...] = ()
+    same_answer: Queries = ()
 
     @property
     def requests(self) -> list[Request]:
@@ -171,7 +176,7 @@ class Material:
     def asked(self) -> set[str]:
         """Every prompt that measures something on this draw."""
         probes = vars(self.probes).values()
-        return {query[0] for items in (*probes, self.token_by_token) for query in items}
+        return {query[0] for items in (*probes, self.token_by_token, self.same_answer) for query in items}
 
     def digest(self) -> str:
         """Of everything in it, in its order."""
@@ -210,6 +215,12 @@ def _questions(spec: DataSpec, part: str, options: Any) -> tuple[Question, ...]:
             "with perturbed: true"
         )
     return questions
+
+
+def _same_answer(forgotten: Sequence[Request], others: Sequence[Request]) -> Queries:
+    """Those about other subjects whose answer is one of those forgotten."""
+    subjects, answers = ({nfc(getattr(r, part)) for r in forgotten} for part in ("subject", "answer"))
+    return tuple(r.query for r in others if nfc(r.answer) in answers and nfc(r.subject) not in subjects)
 
 
 def _with_neighbours(entry: Entry, kept: Sequence[Entry]) -> Entry:

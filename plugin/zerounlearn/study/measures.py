@@ -87,6 +87,7 @@ class Measures:
             utility=material.utility,
             multi_hop=material.multi_hop,
             kept=material.kept,
+            same_answer=material.same_answer,
             reference=reference,
             settings=self._settings,
         )
