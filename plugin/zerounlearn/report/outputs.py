@@ -123,7 +123,10 @@ def _comparisons(found: Sequence[Table]) -> pd.DataFrame:
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    """Infinity is "inf", NaN "NaN"; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Infinity is "inf", NaN "NaN"; a text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    A NUL is shown as U+FFFD: readers of tables end a text there, and Python 3.10 writes none.
+    """
     texts = frame.select_dtypes(include=["object", "string"])
     safe = frame.assign(**{name: texts[name].map(_defused) for name in texts})
     return safe.to_csv(None, index=False, na_rep="NaN", lineterminator="\n")
@@ -132,6 +135,7 @@ def _csv(frame: pd.DataFrame) -> str:
 def _defused(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    value = value.replace("\0", "\ufffd")
     return f"'{value}" if value.lstrip()[:1] in ("=", "+", "-", "@") or value[:1] in ("\t", "\r") else value
 
 
