@@ -67,6 +67,10 @@ def state():
         "files": os.listdir("."),
     }
 
+# What these do on import is theirs: through torch 2.4's the first draws from Python's generator, the other adds a path.
+for name in ("torch.onnx", "setuptools"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 seeds = []
 torch.cuda.manual_seed_all = seeds.append
 before = state()
