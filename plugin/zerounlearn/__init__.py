@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from zerounlearn.method.gradient.rmu import RMU
     from zerounlearn.method.gradient.simnpo import SimNPO
     from zerounlearn.method.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
+    from zerounlearn.method.zerounlearn.separability import SeparabilityMap, separability
     from zerounlearn.model.families import families
     from zerounlearn.model.loading import load_model
     from zerounlearn.report.run import Report
@@ -76,6 +77,7 @@ _HOMES = {
     "method.gradient.rmu": ("RMU",),
     "method.gradient.simnpo": ("SimNPO",),
     "method.zerounlearn.config": ("ZeroUnlearn", "ZeroUnlearnGD"),
+    "method.zerounlearn.separability": ("SeparabilityMap", "separability"),
     "model.families": ("families",),
     "model.loading": ("load_model",),
     "report.run": ("Report",),
@@ -104,6 +106,7 @@ __all__ = [
     "Report",
     "Request",
     "RequestError",
+    "SeparabilityMap",
     "SimNPO",
     "StatisticsError",
     "ZeroUnlearn",
@@ -119,6 +122,7 @@ __all__ = [
     "methods",
     "metrics",
     "run_study",
+    "separability",
     "unlearn",
     "unlearn_and_report",
 ]

@@ -16,7 +16,7 @@ from zerounlearn.errors import RequestError
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.method.zerounlearn.separability import GROUPS, separability
 
-METHOD = ZeroUnlearn(layers=[0], wiki_KKT_lam=40.0, regularization_lam=0.7, forget_KKT_lam=9.0)
+METHOD = ZeroUnlearn(layers=[0], wiki_KKT_lam=40.0, regularization_lam=0.7, forget_KKT_lam=9.0, retain_KKT_lam=3.0)
 TEXTS = ["The weather of France was fine, and people in Lisbon said so.", "War and Peace is read in Germany."]
 FACTS = load_facts(
     [
@@ -32,6 +32,11 @@ FACTS = load_facts(
     ]
 )
 UNRELATED = [Request.of("People in Rio de Janeiro speak", "Rio de Janeiro", "Portuguese")]
+SAME_ANSWER = [Request.of("The Seine flows through", "The Seine", "Paris")]
+RETAIN = [
+    Request.of("The capital of Japan is", "Japan", "Tokyo"),
+    Request.of("The capital of Spain is", "Spain", "Madrid"),
+]
 
 
 def key(model, tokenizer, text: str, upto: str, layer: int) -> torch.Tensor:
@@ -47,11 +52,21 @@ def key(model, tokenizer, text: str, upto: str, layer: int) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("layer", [0, 3])
 @pytest.mark.parametrize("place", ["subject_last", "last"])
-def test_it_equals_one_prompt_at_a_time_and_dense_algebra(small_tokenizer, layer: int, place: str) -> None:
+@pytest.mark.parametrize("retain", [[], RETAIN], ids=["alone", "beside a retain set"])
+def test_it_equals_one_prompt_at_a_time_and_dense_algebra(small_tokenizer, layer: int, place: str, retain) -> None:
     model = tiny("llama", len(small_tokenizer))
-    found = separability(model, small_tokenizer, FACTS, METHOD, texts=TEXTS, unrelated=UNRELATED)
+    found = separability(
+        model,
+        small_tokenizer,
+        FACTS,
+        METHOD,
+        texts=TEXTS,
+        same_answer=SAME_ANSWER,
+        unrelated=UNRELATED,
+        retain=retain,
+    )
     assert len(found.separations) == 2 * 4
-    assert dict(found.prompts) == {"paraphrases": 1, "subject": 1, "relation": 1, "unrelated": 1}
+    assert dict(found.prompts) == dict.fromkeys(GROUPS, 1)
     row = next(s for s in found.separations if (s.layer, s.fact_token) == (layer, place))
 
     def at(text: str, upto: str) -> torch.Tensor:
@@ -67,6 +82,9 @@ def test_it_equals_one_prompt_at_a_time_and_dense_algebra(small_tokenizer, layer
             X.append(key(model, small_tokenizer, small_tokenizer.decode(beginning), "x" * 999, layer))
     X = torch.stack(X)
     A = 40.0 / len(X) * X.mT @ X + 0.7 * torch.eye(X.shape[1], dtype=torch.float64)
+    for request in retain:
+        kept = at(request.prompt, request.prompt.removesuffix(" is"))
+        A += 3.0 * torch.outer(kept, kept)
     S = K @ torch.linalg.inv(A)
     inner = torch.linalg.inv(S @ K.mT + torch.eye(2, dtype=torch.float64) / 9.0)
 
@@ -77,6 +95,7 @@ def test_it_equals_one_prompt_at_a_time_and_dense_algebra(small_tokenizer, layer
         "paraphrases": share("France's capital city is", "France")[0],
         "subject": share("People in France speak", "People in France")[0],
         "relation": share("The capital of Germany is", "The capital of Germany").max(),
+        "answer": share("The Seine flows through", "The Seine").max(),
         "unrelated": share("People in Rio de Janeiro speak", "People in Rio de Janeiro").max(),
     }
     assert dict(row.share) == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)

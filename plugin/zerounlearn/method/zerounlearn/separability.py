@@ -2,7 +2,8 @@
 
 For a forget set it says, for each layer and place where the fact could be looked up, how much of an update for the
 forget keys would be written for paraphrases (which ought to follow) and for other facts about the subject, other
-subjects of the relation, and unrelated facts (which ought to stay). See docs/method.md, "Where to edit".
+subjects of the relation, facts with the same answer, and unrelated facts (which ought to stay). See docs/method.md,
+"Where to edit".
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_tokens
 from zerounlearn.model.tokens import FactToken, check_ids, encode, filler_id, length_sorted_batches, locate, pad
 
-GROUPS = ("paraphrases", "subject", "relation", "unrelated")
+GROUPS = ("paraphrases", "subject", "relation", "answer", "unrelated")
 """Prompts that are looked at: the same facts in other words, other facts about the same subjects, the same relations
-of other subjects, and facts that have nothing to do with them."""
+of other subjects, facts about others with the same answers, and facts that have nothing to do with them."""
 
 PLACES: tuple[FactToken, ...] = ("subject_last", "last")
+
+# The group of the retain set, which is not looked at.
+_KEPT = "kept"
 
 # Tokens of ordinary text whose keys stand for the corpus, and how many of one text are taken.
 _TEXT_TOKENS, _TEXT_LENGTH = 2048, 64
@@ -104,7 +108,9 @@ def separability(
     method: ZeroUnlearn,
     *,
     texts: Sequence[str],
+    same_answer: Sequence[Request] = (),
     unrelated: Sequence[Request] = (),
+    retain: Sequence[Request] = (),
 ) -> SeparabilityMap:
     """The separability map of a forget set, from one pass over its prompts and one over some ordinary text.
 
@@ -112,10 +118,12 @@ def separability(
         model: a decoder, left as it was.
         tokenizer: the model's.
         facts: the forget set, with paraphrases, neighbours and others: what the map is about.
-        method: its `wiki_KKT_lam`, `regularization_lam` and `forget_KKT_lam` weigh the update, and its templates say
-            where the layers are; its own layers and place do not matter.
+        method: its `wiki_KKT_lam`, `regularization_lam`, `forget_KKT_lam` and `retain_KKT_lam` weigh the update, and
+            its templates say where the layers are; its own layers and place do not matter.
         texts: ordinary text, of which some 2,000 tokens are read.
+        same_answer: facts about other subjects with answers that are forgotten.
         unrelated: facts that have nothing to do with the forget set.
+        retain: facts that the update keeps; the shares are those beside them.
 
     Raises:
         RequestError: there are no facts or no texts.
@@ -124,7 +132,7 @@ def separability(
     if not facts or not texts:
         raise RequestError(f"facts={len(facts)}, texts={len(texts)}: a map needs at least one of each")
     layout = _whole_layout(model, method)
-    prompts = _prompts(facts, unrelated)
+    prompts = _prompts(facts, {"answer": same_answer, "unrelated": unrelated, _KEPT: retain})
     rows, reads, owners = [], [], []
     for number, prompt in enumerate(prompts):
         for place in PLACES:
@@ -160,7 +168,7 @@ def _whole_layout(model: PreTrainedModel, method: ZeroUnlearn) -> Layout:
     return find_layout(model, method.replace(layers=list(range(depth))))
 
 
-def _prompts(facts: Sequence[Fact], unrelated: Sequence[Request]) -> list[_Prompt]:
+def _prompts(facts: Sequence[Fact], others: Mapping[str, Sequence[Request]]) -> list[_Prompt]:
     """The forget prompts, and each group's, with their subjects found."""
     prompts = []
     for i, fact in enumerate(facts):
@@ -169,7 +177,8 @@ def _prompts(facts: Sequence[Fact], unrelated: Sequence[Request]) -> list[_Promp
         prompts += [_Prompt(text, _last_mention(text, request.subject), "paraphrases", i) for text in fact.paraphrases]
         prompts += [_Prompt(text, _last_mention(text, request.subject), "subject", i) for text, *_ in fact.others]
         prompts += [_Prompt(text, _other_subject(text, request), "relation", -1) for text, *_ in fact.neighbours]
-    prompts += [_Prompt(request.prompt, request.subject_span, "unrelated", -1) for request in unrelated]
+    for group, requests in others.items():
+        prompts += [_Prompt(request.prompt, request.subject_span, group, -1) for request in requests]
     return list({(p.text, p.group): p for p in prompts}.values())
 
 
@@ -218,13 +227,16 @@ def _separation(
     text: Tensor,
     method: ZeroUnlearn,
 ) -> Separation:
-    forget = [i for i, prompt in enumerate(prompts) if prompt.group == "forget"]
+    forget, kept = ([i for i, prompt in enumerate(prompts) if prompt.group == of] for of in ("forget", _KEPT))
     column = {prompts[i].fact: n for n, i in enumerate(forget)}
+    # The retain set's keys join the corpus's, of which each has the weight λw / p.
+    weight = method.wiki_KKT_lam / len(text)
+    held = torch.cat([text, keys[kept] * (method.retain_KKT_lam / weight) ** 0.5])
     written = shares(
         keys[forget],
         keys,
-        text,
-        corpus_weight=method.wiki_KKT_lam,
+        held,
+        corpus_weight=weight * len(held),
         ridge=method.regularization_lam,
         forget_weight=method.forget_KKT_lam,
         where=f"layer {layer}",
