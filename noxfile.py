@@ -26,7 +26,7 @@ def define(name: str, python: str, choice: list[str]) -> None:
     @nox.session(name=name, python=python)
     def run(session: nox.Session) -> None:
         # pip and setuptools are what some tests build and fetch wheels with.
-        session.install(*choice, "--editable", ".[easyedit,test]", "pip>=23", "setuptools>=70")
+        session.install(*choice, "--editable", ".[easyedit,test]", "pip>=23", "setuptools>=70.1")
         session.install("--no-deps", EASYEDIT)
         session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
 

@@ -332,8 +332,8 @@ def check_model(model: Any, field: str = "model_name") -> None:
     Raises:
         ConfigError: it has peft's adapters.
     """
-    wrapped = hasattr(model, "peft_config") or any("lora_" in name for name, _ in model.named_modules())
-    if wrapped:
+    # By its modules' classes: through peft 0.18 a model keeps `peft_config` when its adapters have been merged.
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
         raise ConfigError(f"{field}: the model has adapters: merge them first (merge_and_unload), then unlearn")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -153,6 +154,15 @@ def test_a_failure_at_any_line_leaves_the_model_as_it_was(error: type[BaseExcept
         model._zerounlearn_lineage = Lineage()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As at a terminal; what a shell starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_waits_until_the_weights_are_back() -> None:
     layers = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
     seen = []
