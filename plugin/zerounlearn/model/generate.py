@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
+from zerounlearn.model.tape import CACHE_NAMES
 from zerounlearn.model.tokens import check_ids, encode, filler_id, length_sorted_batches, pad
 
 _BATCH_TOKENS = 8192
@@ -81,6 +83,8 @@ def sample(
     ids, mask = pad(grown, filler_id(tokenizer, model), device)
     at = mask.sum(1) - 1
     every = torch.arange(len(grown), device=device)
+    parameters = inspect.signature(model.forward).parameters
+    cache = next(name for name in CACHE_NAMES if name in parameters)
     inputs: dict[str, Any] = {"input_ids": ids}
     while short := [i for i, row in enumerate(grown) if len(row) < length]:
         output = model(**inputs, attention_mask=mask, use_cache=True)
@@ -94,7 +98,7 @@ def sample(
         inputs = {
             "input_ids": torch.tensor([row[-1:] for row in grown], device=device),
             "position_ids": positions[:, None],
-            "past_key_values": output.past_key_values,
+            cache: output[cache],
         }
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         at = torch.zeros_like(at)

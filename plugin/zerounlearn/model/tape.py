@@ -22,8 +22,8 @@ from zerounlearn.model.hooks import first_tensor, forward_until
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_tokens
 
-CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
-"""What blocks call the argument that holds a key-value cache."""
+CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
+"""What models and blocks call the argument that holds a key-value cache, the newest transformers' name first."""
 
 
 class _Recorder:
