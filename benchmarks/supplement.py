@@ -32,7 +32,7 @@ Row = dict[str, str]
 
 
 def collect() -> list[Row]:
-    """Every number of the studies that are finished, and the base model's of the same draws."""
+    """Every number of the studies that are finished, and the base model's of the same draws; of others what was there."""
     from zerounlearn.study.run import Plan
     from zerounlearn.study.spec import load_study
 
@@ -42,7 +42,8 @@ def collect() -> list[Row]:
         found = [plan.record(planned) for planned in plan.cells]
         finished = [record for record in found if record is not None and record["status"] == "done"]
         if len(finished) < len(found):
-            print(f"{name}: {len(finished)} of {len(found)} cells are done; it is left out")
+            print(f"{name}: {len(finished)} of {len(found)} cells are done; its earlier numbers stay")
+            rows += [row for row in read(FOUND) if row["study"] == name]
             continue
         for record in finished:
             cell = record["cell"]
