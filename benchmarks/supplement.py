@@ -32,7 +32,7 @@ Row = dict[str, str]
 
 
 def collect() -> list[Row]:
-    """Every number of the studies that are finished, and the base model's of the same draws; of others what was there."""
+    """Every number of the studies that are finished, and the base model's of the same draws; the others' stay."""
     from zerounlearn.study.run import Plan
     from zerounlearn.study.spec import load_study
 
