@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 _MODULES = tuple(
     f"zerounlearn.evaluation.{name}"
-    for name in ("probes", "multi_hop", "perplexity", "rouge", "memorisation", "truth", "membership", "fluency")
+    for name in (
+        *("probes", "false_answers", "multi_hop", "perplexity", "rouge"),
+        *("memorisation", "truth", "membership", "fluency"),
+    )
 )
 
 
