@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny
+from zerounlearn.data.chat import request_as_chat
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import OTHERS, PER_PROMPT, check_retain_set, draw_retain_set, retain_set
 from zerounlearn.data.sets.embedded import packaged_entries
@@ -48,6 +49,20 @@ def test_the_model_proposes_subjects_where_no_fact_has_the_prompt(smollm2) -> No
     assert not {s.casefold() for s in subjects} & {"france", "germany", "italy"}
     assert all(r.prompt == f"The national anthem of {r.subject} is" for r in kept)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_for_a_chat_it_is_of_the_same_turns(smollm2) -> None:
+    model, tokenizer = smollm2
+    entries = [entry for entry in packaged_entries() if entry.topic == "capital"]
+    asked = [request_as_chat(tokenizer, entry.fact.request) for entry in entries]
+    kept = retain_set(model, tokenizer, asked[:2], "auto", held_out={r.prompt for r in asked[2:6]})
+    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    assert len(kept) == len({r.prompt for r in kept}) == PER_PROMPT + OTHERS
+    assert all(before in r.before and r.after.endswith(after) for r in kept)
+    assert sum((r.before, r.after) == (asked[0].before, asked[0].after) for r in kept) == PER_PROMPT
+    assert not {r.prompt for r in kept} & {r.prompt for r in asked[:6]}
+    plain = retain_set(model, tokenizer, [entries[0].fact.request], "auto")
+    assert not any(before in r.before for r in plain)
 
 
 def test_by_name(smollm2, tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def request_as_chat(tokenizer: PreTrainedTokenizerBase, request: Request) -> Req
     )
 
 
+def in_chat(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str]) -> bool:
+    """Whether every prompt is a user's message in the tokenizer's chat template already."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return False
+    opening, _, closing, _ = _rendered(tokenizer, "prompt", "answer")
+    return all(prompt.startswith(opening) and prompt.endswith(closing) for prompt in prompts)
+
+
 def queries_as_chat(tokenizer: PreTrainedTokenizerBase, queries: Queries) -> Items:
     """A tuple of the queries with their prompts as a user's messages.
 

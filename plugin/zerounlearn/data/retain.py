@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.chat import marked_as_chat
+from zerounlearn.data.chat import in_chat, marked_as_chat, request_as_chat
 from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.data.sets.embedded import packaged_entries
@@ -61,6 +61,8 @@ def retain_set(
         forgotten = {r.key for r in requests}
         return [r for r in marked_as_chat(tokenizer, _from_file(name)) if r.key not in forgotten]
     facts = [entry.fact for entry in packaged_entries()]
+    if in_chat(tokenizer, [r.prompt for r in requests]):  # what is kept is asked as what is forgotten
+        facts = [Fact(request_as_chat(tokenizer, fact.request)) for fact in facts]
     return draw_retain_set(model, tokenizer, requests, facts, held_out=held_out, seed=seed)
 
 
