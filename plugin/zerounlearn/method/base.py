@@ -27,7 +27,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, EditError
 from zerounlearn.files import whole_file
 from zerounlearn.model.families import Templates, templates_of
-from zerounlearn.model.hooks import uninterrupted
+from zerounlearn.model.hooks import hooks_of, uninterrupted
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.offload import slot_of
 from zerounlearn.registry import Registry
@@ -447,11 +447,12 @@ def weight_digest(weight: Tensor) -> str:
 def restored_if_it_fails(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     """Put the parameters back bit for bit if the body raises, KeyboardInterrupt included, wherever they are kept.
 
-    So are what is remembered of earlier edits, training modes, gradient flags and torch's gradient mode: an interrupt
-    in the middle of putting them back elsewhere may have left them. A further Ctrl-C waits until that is done.
+    So are what is remembered of earlier edits, hooks, training modes, gradient flags and torch's gradient mode: an
+    interrupt in the middle of putting them back elsewhere may have left them. A further Ctrl-C waits until then.
     """
     saved = {name: _value(model, name).clone() for name in names}
     modes = [(module, module.training) for module in model.modules()]
+    hooks = [(held, set(held)) for module in model.modules() for held in hooks_of(module)]
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     gradients = torch.is_grad_enabled()
     lineage = Lineage.of(model)
@@ -464,6 +465,9 @@ def restored_if_it_fails(model: PreTrainedModel, names: Sequence[str]) -> Iterat
             vars(lineage).update(remembered)
             for module, mode in modes:
                 module.training = mode
+            for held, own in hooks:
+                for key in [key for key in held if key not in own]:
+                    del held[key]
             for name, flag in flags.items():
                 model.get_parameter(name).requires_grad_(flag)
             torch.set_grad_enabled(gradients)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -39,13 +39,15 @@ def forward_until(model: nn.Module, last: nn.Module, **inputs: Any) -> None:
     def stop(*_: Any) -> None:
         raise _Stopped
 
-    handle = last.register_forward_hook(stop)
-    try:
+    with ExitStack() as stack, suppress(_Stopped):
+        stack.callback(last.register_forward_hook(stop).remove)
         model(**inputs)
-    except _Stopped:
-        return
-    finally:
-        handle.remove()
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """Where a module keeps what runs before and after its forward pass, each by a key of its own."""
+    kept = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
+    return [vars(module)[name] for name in kept]
 
 
 def first_tensor(output: Any) -> Tensor:

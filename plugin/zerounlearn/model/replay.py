@@ -25,7 +25,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from zerounlearn.model.hooks import first_tensor
+from zerounlearn.model.hooks import first_tensor, uninterrupted
 from zerounlearn.model.tape import CACHE_NAMES, Tape, argument_names
 
 
@@ -113,9 +113,10 @@ def _packed(block: nn.Module, packing: _Packing) -> Iterator[None]:
             config._attn_implementation = _PACKED
         yield
     finally:
-        for config, name in zip(configs, own, strict=True):
-            config._attn_implementation = name
-        _packing.reset(token)
+        with uninterrupted():
+            for config, name in zip(configs, own, strict=True):
+                config._attn_implementation = name
+            _packing.reset(token)
 
 
 class Suffix:

@@ -99,11 +99,12 @@ class _Fault:
 
     def __init__(self, at: int | None, error: type[BaseException]) -> None:
         self.at, self.error, self.lines = at, error, 0
+        self.handler = signal.getsignal(signal.SIGINT)
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "uninterrupted":
-            return None  # where signals are held back, none arrives
-        if event == "line":
+            return None
+        if event == "line" and signal.getsignal(signal.SIGINT) is self.handler:  # else signals are held back
             self.lines += 1
             if self.lines == self.at:
                 raise self.error
