@@ -78,9 +78,9 @@ SOLVES = [(576, 1536), (1024, 4096), (2048, 8192), (3072, 8192), (4096, 14336)]
 BASES, BASE_WIDTH = [10, 25, 50, 100, 200, 500, 1000], 3072
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
     """Whole words by number, so that lengths in tokens are what a sweep says."""
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(WORDS)}
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(words)}
     for word in ("The", "Therefore", "Because", "I", "You", "is", "a", "."):
         vocabulary[word] = len(vocabulary)
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

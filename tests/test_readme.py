@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -118,3 +119,12 @@ def test_the_studies_tables_are_as_they_wrote_them(monkeypatch: pytest.MonkeyPat
     assert publish.filled(page) == page
     for method in load_study(ROOT / "studies/quality.yaml").methods:
         assert f"| {method.label} |" in publish.tables("quality")
+
+
+def test_what_an_accelerator_made_of_it_is_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    record = json.loads(gpu.RESULT.read_text(encoding="utf-8"))
+    page = gpu.PAGE.read_text(encoding="utf-8")
+    assert gpu.filled(page, record) == page
+    assert {"smollm2", *gpu.SHAPES} <= set(record)

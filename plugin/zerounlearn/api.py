@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,14 +25,13 @@ from zerounlearn.evaluation.perplexity import perplexity
 from zerounlearn.evaluation.probes import Probes, paraphrases, unknown_warning
 from zerounlearn.method.base import Edit, UnlearningMethod, load_method, restored_if_it_fails
 from zerounlearn.model.answers import resolve_joints, score
+from zerounlearn.model.clock import Clock
 from zerounlearn.model.generate import generate
 from zerounlearn.model.loading import check_model
 from zerounlearn.model.tokens import Query
 from zerounlearn.report.run import FactReport, Measured, Phase, Report, Verdict, environment
 
 log = logging.getLogger(__name__)
-progress = logging.getLogger("zerounlearn.progress")
-"""A line a stage, with its seconds."""
 
 Facts = str | Path | Iterable[Mapping[str, Any] | Fact]
 """A file of facts, records, or facts: what `load_facts` takes."""
@@ -110,13 +108,14 @@ def unlearn(
     run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
-    return run.apply(
-        model,
-        tokenizer,
-        _requests(model, tokenizer, chosen),
-        retain=None if retain is None else _retained(model, tokenizer, retain, chat=chat),
-        held_out=asked,
-    )
+    with restored_if_it_fails(model, ()):  # the weights are the method's
+        return run.apply(
+            model,
+            tokenizer,
+            _requests(model, tokenizer, chosen),
+            retain=None if retain is None else _retained(model, tokenizer, retain, chat=chat),
+            held_out=asked,
+        )
 
 
 def evaluate(
@@ -149,7 +148,8 @@ def evaluate(
     """
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     probes = Probes.of(chosen, retain=retain, unrelated=list(unrelated))
-    return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens)
+    with restored_if_it_fails(model, ()):
+        return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens)
 
 
 def unlearn_and_report(
@@ -175,26 +175,27 @@ def unlearn_and_report(
     check_model(model)
     run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
-    requests = _requests(model, tokenizer, chosen)
     unrelated, texts = list(unrelated), _texts(text)
-    if retain is not None:
-        kept = _retained(model, tokenizer, retain, chat=chat)
-    else:
-        asked = {query[0] for query in Probes.of(chosen, unrelated=unrelated).items()}
-        kept = run.retained(model, tokenizer, requests, held_out=asked)
-    probes = Probes.of(chosen, retain=kept, unrelated=unrelated)
-    seconds: dict[str, float] = {"evaluation": 0.0}
+    seconds: dict[str, float] = {}
+    clock = Clock(seconds, model)
     joints: dict[Query, Query] = {}
-    prints = run.fingerprints(model)
     with restored_if_it_fails(model, run.weight_names(model)):
-        with _timed(seconds):
+        requests = _requests(model, tokenizer, chosen)
+        if retain is not None:
+            kept = _retained(model, tokenizer, retain, chat=chat)
+        else:
+            asked = {query[0] for query in Probes.of(chosen, unrelated=unrelated).items()}
+            kept = run.retained(model, tokenizer, requests, held_out=asked)
+        probes = Probes.of(chosen, retain=kept, unrelated=unrelated)
+        prints = run.fingerprints(model)
+        with clock("evaluation"):
             before = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         if message := unknown_warning(before.phase.known):
             if require_known:
                 raise RequestError(message)
             log.warning("%s", message)
         edit = run.apply(model, tokenizer, requests, retain=kept)
-        with _undone_if_it_fails(edit), _timed(seconds):
+        with _undone_if_it_fails(edit), clock("evaluation"):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         report = Report(
             facts=[FactReport.of(f, b, a) for f, b, a in zip(chosen, before.facts, after.facts, strict=True)],
@@ -238,17 +239,6 @@ def _undone_if_it_fails(edit: Edit) -> Iterator[None]:
         if edit.undo is not None:
             edit.undo()
         raise
-
-
-@contextmanager
-def _timed(seconds: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        taken = time.perf_counter() - start
-        seconds["evaluation"] += taken
-        progress.info("evaluation: %.1f s", taken)
 
 
 def _method(method: UnlearningMethod | str | Path) -> UnlearningMethod:

@@ -19,6 +19,8 @@ from tests.conftest import SENTENCES
 from tests.helpers import FACTS, tiny
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, FrameworkError, IllPosedError, RequestError
+from zerounlearn.method.base import load_method
+from zerounlearn.method.base import methods as registry
 from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import encode
 
@@ -113,6 +115,16 @@ def eos_probability(model: Any, tokenizer: Any, request: Request) -> float:
 
 def generators() -> tuple[Any, ...]:
     return random.getstate(), tuple(np.random.get_state()[1]), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "hparams").glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_a_shipped_file_is_of_the_method_that_its_folder_is_named_after(file: Path) -> None:
+    name = file.parent.name
+    if framework().edition == "wheel" and name in set(FOLDERS) - set(IN_THE_WHEEL):
+        with pytest.raises(ConfigError, match="does not have it"):
+            load_method(file)
+    else:
+        assert type(load_method(file)) is registry[name]
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, *VARIANTS])

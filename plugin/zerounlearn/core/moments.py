@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from zerounlearn.core.finite import is_finite
+
+# Matrix units cut what they add to a sum off instead of rounding it, so that its error grows with the number of rows:
+# 16,384 rows at a time were 3e-5 (bfloat16) and 5e-5 (float16) off √(Cᵢᵢ Cⱼⱼ) on an H200.
+_ROWS = 2048
 
 
 @dataclass
@@ -31,10 +36,15 @@ class SecondMoment:
         """Add rows in place and return self.
 
         Products are formed in `precision` on the device of the rows; sums are kept in the dtype of
-        `total`, so that float32 products of a batch never meet a float32 running sum.
+        `total`, so that float32 products of a batch never meet a float32 running sum. Half-precision rows are
+        multiplied as they are where a device can add their products, which are exact in float32, up in float32.
         """
-        X = rows.to(precision)
-        self.total += (X.mT @ X).to(self.total.device)
+        if precision == torch.float32 and _widens(rows.device.type, rows.dtype):
+            for block in rows.split(_ROWS):
+                self.total += torch.mm(block.mT, block, out_dtype=precision).to(self.total.device)
+        else:
+            X = rows.to(precision)
+            self.total += (X.mT @ X).to(self.total.device)
         self.count += rows.shape[0]
         return self
 
@@ -59,3 +69,15 @@ class SecondMoment:
         if self.count == 0:
             raise ValueError("the second moment of no rows has no mean")
         return self.total / self.count
+
+
+@cache
+def _widens(device: str, dtype: torch.dtype) -> bool:
+    """Whether products of half-precision matrices can be had in float32, as CUDA's can since PyTorch 2.8."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    X = torch.ones(16, 16, dtype=dtype, device=device)
+    try:
+        return bool((torch.mm(X.mT, X, out_dtype=torch.float32) == 16).all())
+    except (TypeError, RuntimeError):
+        return False

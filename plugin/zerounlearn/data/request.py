@@ -180,6 +180,17 @@ def check_requests(requests: Iterable[Request], places: Sequence[str] = ()) -> l
     return checked
 
 
+def check_apart(requests: Iterable[Request], retain: Iterable[Request]) -> None:
+    """Refuse a prompt that is in the forget set and in the retain set.
+
+    Raises:
+        RequestError: naming it.
+    """
+    both = {r.prompt for r in requests} & {r.prompt for r in retain}
+    if both:
+        raise RequestError(f"{min(both)!r} is both to be forgotten and to be kept: drop it from one of the sets")
+
+
 def target_ids(tokenizer: PreTrainedTokenizerBase, request: Request, neutral_target: str) -> list[int]:
     """Token ids of the neutral target; `eos` and `pad` are the tokenizer's own ids, never their spelling.
 

@@ -12,7 +12,6 @@ import copy
 import importlib
 import json
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.base import Edit, UnlearningMethod
 from zerounlearn.method.zerounlearn.method import find_layout
+from zerounlearn.model.clock import Clock
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.snapshot import Snapshot
 from zerounlearn.model.tokens import embedding_rows
@@ -133,9 +133,10 @@ class FrameworkMethod(UnlearningMethod):
             ConfigError: a retain set is given.
         """
         self.check_given(bool(retain))
-        start = time.perf_counter()
-        undo = apply(model, tokenizer, requests, self.hparams, neutral=EOS, seed=self.seed)
-        return Edit(self.alg_name, self.to_dict(), seconds={"edit": time.perf_counter() - start}, undo=undo)
+        edit = Edit(self.alg_name, self.to_dict())
+        with Clock(edit.seconds, model)("edit"):
+            edit.undo = apply(model, tokenizer, requests, self.hparams, neutral=EOS, seed=self.seed)
+        return edit
 
 
 def __getattr__(name: str) -> type[FrameworkMethod]:
@@ -143,7 +144,8 @@ def __getattr__(name: str) -> type[FrameworkMethod]:
     if not {name, name.replace("_", "-")} & {*METHODS, *ALIASES}:
         raise AttributeError(name)
     wraps = name in ("GRACE", "WISE")
-    return type(name, (FrameworkMethod,), {"__doc__": f"EasyEdit's {name}.", "wraps_modules": wraps})
+    own = {"__doc__": f"EasyEdit's {name}.", "__module__": __name__, "wraps_modules": wraps}
+    return globals().setdefault(name, type(name, (FrameworkMethod,), own))
 
 
 def apply(

@@ -27,7 +27,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, EditError
 from zerounlearn.files import whole_file
 from zerounlearn.model.families import Templates, templates_of
-from zerounlearn.model.hooks import hooks_of, uninterrupted
+from zerounlearn.model.hooks import attention_of, hooks_of, uninterrupted
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.offload import slot_of
 from zerounlearn.registry import Registry
@@ -419,8 +419,10 @@ def load_method(path: str | Path, overrides: Sequence[str] = ()) -> UnlearningMe
     name = {**values, **parsed_overrides(overrides)}.get("alg_name", "ZeroUnlearn")
     if not isinstance(name, str):
         raise ConfigError(f"{file}: alg_name={name!r}: expected the name of a method")
+    # EasyEdit's own files write some names in other cases, as ULTRAEDIT.
+    known = {one.lower(): one for one in methods}
     try:
-        kind = methods[name]
+        kind = methods[known.get(name.lower(), name)]
     except ConfigError as error:
         raise ConfigError(f"{file}: alg_name={name!r}: {error}") from None
     return kind.from_hparams(path, overrides)
@@ -447,14 +449,16 @@ def weight_digest(weight: Tensor) -> str:
 def restored_if_it_fails(model: PreTrainedModel, names: Sequence[str]) -> Iterator[None]:
     """Put the parameters back bit for bit if the body raises, KeyboardInterrupt included, wherever they are kept.
 
-    So are what is remembered of earlier edits, hooks, training modes, gradient flags and torch's gradient mode: an
-    interrupt in the middle of putting them back elsewhere may have left them. A further Ctrl-C waits until then.
+    So are what is remembered of earlier edits, hooks, training modes, the attention's implementation, gradient flags
+    and torch's gradient mode: an interrupt in the middle of putting them back elsewhere may have left them. A further
+    Ctrl-C waits until then.
     """
     saved = {name: _value(model, name).clone() for name in names}
     modes = [(module, module.training) for module in model.modules()]
     hooks = [(held, set(held)) for module in model.modules() for held in hooks_of(module)]
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     gradients = torch.is_grad_enabled()
+    attention = attention_of(model)
     lineage = Lineage.of(model)
     remembered = {name: dict(value) for name, value in vars(lineage).items() if isinstance(value, dict)}
     try:
@@ -470,6 +474,8 @@ def restored_if_it_fails(model: PreTrainedModel, names: Sequence[str]) -> Iterat
                     del held[key]
             for name, flag in flags.items():
                 model.get_parameter(name).requires_grad_(flag)
+            for config, implementation in attention:
+                config._attn_implementation = implementation
             torch.set_grad_enabled(gradients)
         raise
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -234,8 +233,7 @@ def logits_at(model: PreTrainedModel, ids: Tensor, mask: Tensor, at: Tensor) -> 
         row, position = at.to(args[0].device).T
         return (args[0][row, position][None], *args[1:])
 
-    with ExitStack() as stack:
-        stack.callback(head.register_forward_pre_hook(select).remove)
+    with head.register_forward_pre_hook(select):
         logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return logits[0]
 

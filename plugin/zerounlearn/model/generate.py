@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
-from zerounlearn.model.tape import CACHE_NAMES
+from zerounlearn.model.tape import cache_name
 from zerounlearn.model.tokens import check_ids, encode, filler_id, length_sorted_batches, pad
 
 _BATCH_TOKENS = 8192
@@ -83,8 +83,7 @@ def sample(
     ids, mask = pad(grown, filler_id(tokenizer, model), device)
     at = mask.sum(1) - 1
     every = torch.arange(len(grown), device=device)
-    parameters = inspect.signature(model.forward).parameters
-    cache = next(name for name in CACHE_NAMES if name in parameters)
+    cache = cache_name(inspect.signature(model.forward))
     inputs: dict[str, Any] = {"input_ids": ids}
     while short := [i for i, row in enumerate(grown) if len(row) < length]:
         output = model(**inputs, attention_mask=mask, use_cache=True)

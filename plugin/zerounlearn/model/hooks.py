@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
 class _Stopped(Exception):
@@ -29,7 +30,7 @@ def inputs_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
 
     with ExitStack() as stack:
         for key, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(save(key)).remove)
+            stack.enter_context(module.register_forward_pre_hook(save(key)))
         yield seen
 
 
@@ -39,8 +40,7 @@ def forward_until(model: nn.Module, last: nn.Module, **inputs: Any) -> None:
     def stop(*_: Any) -> None:
         raise _Stopped
 
-    with ExitStack() as stack, suppress(_Stopped):
-        stack.callback(last.register_forward_hook(stop).remove)
+    with suppress(_Stopped), last.register_forward_hook(stop):
         model(**inputs)
 
 
@@ -48,6 +48,13 @@ def hooks_of(module: nn.Module) -> list[dict[int, Any]]:
     """Where a module keeps what runs before and after its forward pass, each by a key of its own."""
     kept = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
     return [vars(module)[name] for name in kept]
+
+
+def attention_of(module: nn.Module) -> list[tuple[PreTrainedConfig, str | None]]:
+    """Each configuration that a module's attention reads, once, and the implementation that it names."""
+    found = (getattr(part, "config", None) for part in module.modules())
+    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    return [(config, config._attn_implementation) for config in configs.values()]
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from zerounlearn.model.hooks import first_tensor, uninterrupted
-from zerounlearn.model.tape import CACHE_NAMES, Tape, argument_names
+from zerounlearn.model.hooks import attention_of, first_tensor, uninterrupted
+from zerounlearn.model.tape import Tape, argument_names, cache_name
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,15 @@ AttentionInterface.register(_PACKED, _attend_row_by_row)
 @contextmanager
 def _packed(block: nn.Module, packing: _Packing) -> Iterator[None]:
     """Let the attention of a block work on packed rows."""
-    found = (getattr(module, "config", None) for module in block.modules())
-    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values()
-    own = [config._attn_implementation for config in configs]
+    own = attention_of(block)
     token = _packing.set(packing)
     try:
-        for config in configs:
+        for config, _ in own:
             config._attn_implementation = _PACKED
         yield
     finally:
         with uninterrupted():
-            for config, name in zip(configs, own, strict=True):
+            for config, name in own:
                 config._attn_implementation = name
             _packing.reset(token)
 
@@ -192,9 +190,8 @@ class Suffix:
         )
         longest = int(self.start[:n].max())
         keys, values = (part[self.sequence[:n].to(part.device), :, :longest] for part in self.tape.attention[layer])
-        parameters = argument_names(self.tape.layout.blocks[layer])[0].parameters
-        cache_name = next(name for name in CACHE_NAMES if name in parameters)
-        call[cache_name] = _Prefix(keys, values, packing)
+        signature, _ = argument_names(self.tape.layout.blocks[layer])
+        call[cache_name(signature)] = _Prefix(keys, values, packing)
         call["attention_mask"] = self._mask(self.tape.calls[layer].get("attention_mask"), n, longest, keys.device)
         return call, packing
 

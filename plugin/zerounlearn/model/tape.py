@@ -22,8 +22,13 @@ from zerounlearn.model.hooks import first_tensor, forward_until
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_tokens
 
-CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
+_CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
 """What models and blocks call the argument that holds a key-value cache, the newest transformers' name first."""
+
+
+def cache_name(signature: inspect.Signature) -> str:
+    """What the forward pass of a model or a block calls its key-value cache; empty if it takes none."""
+    return next((name for name in _CACHE_NAMES if name in signature.parameters), "")
 
 
 class _Recorder:
@@ -205,11 +210,11 @@ def _record(
                 tape.inputs[layer] = hidden.detach()
             if layer not in replayed:
                 return None
-            tape.calls[layer] = {k: v for k, v in named.items() if k not in CACHE_NAMES}
-            cache_name = next((name for name in CACHE_NAMES if name in signature.parameters), None)
-            if not attention or cache_name is None:
+            tape.calls[layer] = {k: v for k, v in named.items() if k not in _CACHE_NAMES}
+            cache = cache_name(signature)
+            if not attention or not cache:
                 return None
-            return (hidden,), named | {cache_name: _Recorder(tape, layer)}
+            return (hidden,), named | {cache: _Recorder(tape, layer)}
 
         return hook
 
@@ -221,14 +226,11 @@ def _record(
 
     with ExitStack() as stack:
         for layer in sorted({*replayed, *inputs}):
-            handle = layout.blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(layout.blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True))
         for layer in outputs:
-            handle = layout.blocks[layer].register_forward_hook(after(tape.outputs, layer))
-            stack.callback(handle.remove)
+            stack.enter_context(layout.blocks[layer].register_forward_hook(after(tape.outputs, layer)))
         for layer in written:
-            handle = layout.projections[layer].register_forward_hook(after(tape.written, layer))
-            stack.callback(handle.remove)
+            stack.enter_context(layout.projections[layer].register_forward_hook(after(tape.written, layer)))
         last = max({*replayed, *inputs, *outputs, *written})
         forward_until(layout.model, layout.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
     return tape

@@ -120,13 +120,17 @@ class Report:
 
 
 def environment(model: PreTrainedModel) -> dict[str, str]:
-    """Versions, device and dtype."""
+    """Versions, device and dtype; of an accelerator, what it is."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    device = input_device(model)
+    backend = getattr(torch, device.type)
+    card = {"card": str(backend.get_device_name(device))} if hasattr(backend, "get_device_name") else {}
     return {
         "zerounlearn": __version__,
         "python": platform.python_version(),
         **versions,
-        "device": str(input_device(model)),
+        "device": str(device),
+        **card,
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
     }

@@ -118,11 +118,11 @@ def check_second_moment(total: Tensor) -> None:
         raise ValueError("it has a negative diagonal entry, which a second moment cannot have")
     if scale == 0:
         raise ValueError("it is all zero")
-    root = diagonal.sqrt()
-    for start in range(0, len(total), _BLOCK):
-        rows = total[start : start + _BLOCK].double()
-        bound = torch.outer(root[start : start + _BLOCK], root).add_(_ROUNDING * scale)
+    root, slack = diagonal.sqrt().to(total.dtype), _ROUNDING * scale
+    for start in range(0, len(total), _BLOCK):  # what lies right of the diagonal, and below it
+        rows, columns = total[start : start + _BLOCK, start:], total[start:, start : start + _BLOCK]
+        bound = torch.outer(root[start : start + _BLOCK], root[start:]).add_(slack)
         if bool((rows.abs() > bound).any()):
             raise ValueError("it is not positive semidefinite, as a second moment is")
-        if float((rows - total[:, start : start + _BLOCK].mT).abs().max()) > _ROUNDING * scale:
+        if float((rows - columns.mT).abs_().max()) > slack:
             raise ValueError("it is not symmetric, as a second moment is")

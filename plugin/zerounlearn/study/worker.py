@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -16,6 +13,7 @@ from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.evaluation.asked import Asked
 from zerounlearn.evaluation.registry import metrics
 from zerounlearn.evaluation.truth import truth_ratios
+from zerounlearn.model.clock import Clock
 from zerounlearn.model.fingerprint import weights_hash
 from zerounlearn.model.layout import input_device
 from zerounlearn.model.loading import load_model
@@ -69,19 +67,21 @@ class Bench:
 
     def _base(self, job: BaseJob) -> Record:
         model, material = self._model, self._material(job.draw)
-        start = time.perf_counter()
-        compares = any("reference_model" in metrics[name].needs for name in self.study.metrics)
-        reference = self._reference(material) if compares and material.questions else None
-        asked = self._measures.asked(model, self._tokenizer, material, reference)
+        seconds: dict[str, float] = {}
+        with Clock(seconds, model)("evaluate"):
+            compares = any("reference_model" in metrics[name].needs for name in self.study.metrics)
+            reference = self._reference(material) if compares and material.questions else None
+            asked = self._measures.asked(model, self._tokenizer, material, reference)
+            measures = self._measures.take(asked)
         return {
             "id": job.id,
             "status": DONE,
             "error": None,
-            "measures": self._measures.take(asked),
+            "measures": measures,
             "known": known(asked),
             "facts": said(asked),
             "reference": reference,
-            "seconds": {"evaluate": time.perf_counter() - start},
+            "seconds": seconds,
             "weights": self._hash,
         }
 
@@ -95,7 +95,7 @@ class Bench:
         record = failed(job, "") | {"weights": self._hash, "hparams": method.settings()}
         record["environment"] = environment(model) | method.method.versions()
         try:
-            with peak_memory(input_device(model)) as peak, _timed(record, "unlearn"):
+            with peak_memory(input_device(model)) as peak, Clock(record["seconds"], model)("unlearn"):
                 edit = method.apply(model, self._tokenizer, material, job.cell.draw.seed)
             try:
                 self._evaluate(record, model, material, job, peak)
@@ -110,7 +110,7 @@ class Bench:
         return record
 
     def _evaluate(self, record: Record, model: PreTrainedModel, material: Material, job: CellJob, peak: Peak) -> None:
-        with _timed(record, "evaluate"):
+        with Clock(record["seconds"], model)("evaluate"):
             asked = self._measures.asked(model, self._tokenizer, material, job.base["reference"])
             after, facts = self._measures.take(asked), said(asked)
         pairs = zip(material.requests, job.base["facts"], facts, strict=True)
@@ -164,15 +164,6 @@ class Bench:
             material = self._data[draw.dataset].draw(draw.n, draw.seed, **sizes)
             self._drawn = (draw, resolved(self._model, self._tokenizer, material))
         return self._drawn[1]
-
-
-@contextmanager
-def _timed(record: Record, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        record["seconds"][stage] = time.perf_counter() - start
 
 
 def _load(name: str, study: Study, field: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -35,6 +35,7 @@ def state(model: Any) -> dict[str, Any]:
         "modes": {name: m.training for name, m in model.named_modules()},
         "hooks": hooks,
         "gradients": torch.is_grad_enabled(),
+        "attention": model.config._attn_implementation,
         "traces": {name: len(traces) for name, traces in Lineage.of(model).traces.items() if traces},
     }
 
@@ -101,10 +102,14 @@ class _Fault:
         self.at, self.error, self.lines = at, error, 0
         self.handler = signal.getsignal(signal.SIGINT)
 
+    def held_back(self) -> bool:
+        """Whether Ctrl-C has to wait; memory may run out all the same."""
+        return self.error is KeyboardInterrupt and signal.getsignal(signal.SIGINT) is not self.handler
+
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE) or frame.f_code.co_name == "uninterrupted":
             return None
-        if event == "line" and signal.getsignal(signal.SIGINT) is self.handler:  # else signals are held back
+        if event == "line" and not self.held_back():
             self.lines += 1
             if self.lines == self.at:
                 raise self.error

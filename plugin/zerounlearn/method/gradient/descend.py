@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,12 +10,13 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.data.request import Request, check_requests
-from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError
+from zerounlearn.data.request import Request, check_apart, check_requests
+from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
 from zerounlearn.method.base import Edit
 from zerounlearn.method.gradient.base import ForgetSet, GradientMethod, RetainingMethod, Term, answer_samples
 from zerounlearn.method.gradient.sequences import Reader, Sample, text_samples
 from zerounlearn.method.zerounlearn.method import find_layout
+from zerounlearn.model.clock import Clock
 from zerounlearn.model.hooks import frozen, restored
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def unlearn_by_gradient(
     """
     requests = check_requests(requests)
     hparams.check_given(bool(retain or texts))
-    _check_apart(requests, retain)
+    check_apart(requests, retain)
     layout = find_layout(model, hparams)
     written = _written(model, hparams)
     edit = Edit(hparams.alg_name, hparams.to_dict(), losses={"forget": []})
@@ -58,19 +58,20 @@ def unlearn_by_gradient(
         with hparams.training(model, written, edit) as trained:
             for parameter in trained.values():
                 parameter.requires_grad_(True)
-            start = time.perf_counter()
-            reader = Reader(model, tokenizer)
-            answers = answer_samples(tokenizer, requests, end=hparams.end_token)
-            forget = ForgetSet(reader, layout, tokenizer, requests, answers, hparams.minibatch_size, hparams.end_token)
-            terms = {"forget": (1.0, hparams.forget_term(forget))}
-            if isinstance(hparams, RetainingMethod) and hparams.retain_weight:
-                kept = _kept(tokenizer, hparams, retain, texts, len(requests))
-                terms["retain"] = (hparams.retain_weight, hparams.retain_term(reader, layout, kept))
-                edit.losses["retain"] = []
-            edit.seconds["reference"] = time.perf_counter() - start
-            start = time.perf_counter()
-            _descend(terms, trained, hparams, edit)
-            edit.seconds["descent"] = time.perf_counter() - start
+            clock = Clock(edit.seconds, model)
+            with clock("reference"):
+                reader = Reader(model, tokenizer)
+                answers = answer_samples(tokenizer, requests, end=hparams.end_token)
+                forget = ForgetSet(
+                    reader, layout, tokenizer, requests, answers, hparams.minibatch_size, hparams.end_token
+                )
+                terms = {"forget": (1.0, hparams.forget_term(forget))}
+                if isinstance(hparams, RetainingMethod) and hparams.retain_weight:
+                    kept = _kept(tokenizer, hparams, retain, texts, len(requests))
+                    terms["retain"] = (hparams.retain_weight, hparams.retain_term(reader, layout, kept))
+                    edit.losses["retain"] = []
+            with clock("descent"):
+                _descend(terms, trained, hparams, edit)
         edit.record(model, dict(zip(written, originals, strict=True)))
     return edit
 
@@ -146,12 +147,6 @@ def _check_finite(what: str, value: float, step: int, steps: int, hparams: Gradi
         else "the model was not finite to begin with: reload the checkpoint, or load it in float32"
     )
     raise IllPosedError(f"{hparams.alg_name}: the {what} is {value} at step {step} of {steps}: {remedy}")
-
-
-def _check_apart(requests: Sequence[Request], retain: Sequence[Request]) -> None:
-    both = {r.prompt for r in requests} & {r.prompt for r in retain}
-    if both:
-        raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
 
 
 def _written(model: PreTrainedModel, hparams: GradientMethod) -> dict[str, nn.Parameter]:

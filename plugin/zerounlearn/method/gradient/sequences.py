@@ -102,11 +102,8 @@ class Reader:
     def states(self, samples: Sequence[Sample], width: int | None = None) -> list[Tensor]:
         """What the head is given, a tensor (size, d) a sample, for `logits_beside`."""
         seen: list[Tensor] = []
-        handle = self.head.register_forward_hook(lambda _, args, __: seen.append(args[0][0]))
-        try:
+        with self.head.register_forward_hook(lambda _, args, __: seen.append(args[0][0])):
             self._read(samples, width)
-        finally:
-            handle.remove()
         return list(seen[0].split([sample.size if width is None else width for sample in samples]))
 
     def logits_beside(
@@ -128,11 +125,8 @@ class Reader:
                 reference = head.forward(states)  # not head(states): this hook would be called again
             return torch.cat([output, reference[None].to(output)], dim=1)
 
-        handle = self.head.register_forward_hook(earlier)
-        try:
+        with self.head.register_forward_hook(earlier):
             now, then = self._read(samples, width).split(len(states))
-        finally:
-            handle.remove()
         return now, then.detach()
 
     def log_p(self, samples: Sequence[Sample]) -> Tensor:
@@ -146,11 +140,8 @@ class Reader:
         """Hidden states (Σ lengths, d) that a block hands on, sample by sample; blocks above it do not run."""
         ids, mask = self._inputs(samples)
         seen: list[Tensor] = []
-        handle = block.register_forward_hook(lambda _, __, output: seen.append(first_tensor(output)))
-        try:
+        with block.register_forward_hook(lambda _, __, output: seen.append(first_tensor(output))):
             forward_until(self.model, block, input_ids=ids, attention_mask=mask, use_cache=False)
-        finally:
-            handle.remove()
         return torch.cat([row[: len(sample.ids) - 1] for row, sample in zip(seen[0], samples, strict=True)])
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,13 +25,14 @@ from zerounlearn.core.solve import (
 )
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus, with_statements
-from zerounlearn.data.request import Request, check_requests, target_ids
-from zerounlearn.errors import ConfigError, IllPosedError, RequestError
+from zerounlearn.data.request import Request, check_apart, check_requests, target_ids
+from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.base import Edit, LayerOutcome
 from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit, SolveConfig
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk
 from zerounlearn.method.zerounlearn.vectors import Problem, Solution, check_additive, optimise
+from zerounlearn.model.clock import Clock
 from zerounlearn.model.families import templates_of
 from zerounlearn.model.fingerprint import tensor_digest
 from zerounlearn.model.hooks import frozen
@@ -43,7 +42,6 @@ from zerounlearn.model.tokens import check_ids, continuation, encode
 from zerounlearn.statistics.collect import second_moments
 
 log = logging.getLogger(__name__)
-progress = logging.getLogger("zerounlearn.progress")
 
 # Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
 _RANK_TOLERANCE = 1e-6
@@ -150,9 +148,7 @@ def unlearn(
             weights restored.
     """
     requests = check_requests(requests)
-    both = {r.prompt for r in requests} & {r.prompt for r in retain}
-    if both:
-        raise RequestError(f"{sorted(both)[0]!r} is both to be forgotten and to be kept: drop it from one of the sets")
+    check_apart(requests, retain)
     corpus = _corpus(corpus, retain, hparams)
     _check_vectors(vectors, hparams)
     layout = layout_of(model, hparams)
@@ -202,7 +198,7 @@ class _Run:
     ) -> None:
         self.layout, self.tokenizer, self.edit = layout, tokenizer, edit
         self.requests, self.retain, self.neutral = requests, retain, neutral
-        self.clock = _Clock(edit.seconds)
+        self.clock = Clock(edit.seconds, layout.model)
         self.moments: Mapping[int, Tensor] = {}
 
     def take_statistics(self, corpus: Corpus | None, hparams: Any) -> None:
@@ -211,8 +207,7 @@ class _Run:
             if corpus is None:
                 return
             self.moments = second_moments(self.layout, self.tokenizer, hparams, corpus)
-            digests = {f"C of layer {i}": tensor_digest(self.moments[i]) for i in self.moments}  # one at a time
-            self.edit.statistics = {"corpus": corpus.name} | digests
+            self.edit.statistics = {"corpus": corpus.name}
 
     def find_vectors(self, hparams: Any) -> Vectors:
         """z* and V_u on the model as it is now."""
@@ -257,6 +252,8 @@ class _Run:
         """Solve for one layer and write its weight: `keys` get their part of the gap as residuals, `keep` stays."""
         layout, name = self.layout, self.layout.weight_names[layer]
         W, C = layout.read(layer), self.moments.get(layer)
+        if C is not None:
+            self.edit.statistics[f"C of layer {layer}"] = tensor_digest(C)
         solver = torch.device("cpu") if W.device.type == "mps" else W.device
         W, keys, keep, residuals = (x.to(solver) for x in (W, keys, keep, gap / remaining))
         sensitive = V.to(solver) if V is not None else W.new_zeros(0, W.shape[0])
@@ -454,21 +451,3 @@ def _sensitive(
 ) -> Solution:
     problems = _sensitive_problems(tokenizer, requests, layers, hparams)
     return optimise(layout, tokenizer, problems, prefixes, hparams, progress=f"V_u of layers {list(layers)}")
-
-
-class _Clock:
-    """Adds up seconds by stage."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            taken = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
-            if taken >= 1:
-                progress.info("%s: %.1f s", stage, taken)

@@ -214,7 +214,7 @@ def _keys(
 
         with ExitStack() as stack:
             for layer, projection in layout.projections.items():
-                stack.callback(projection.register_forward_pre_hook(gather(layer)).remove)
+                stack.enter_context(projection.register_forward_pre_hook(gather(layer)))
             forward_until(layout.model, last, input_ids=ids, attention_mask=mask, use_cache=False)
     return {layer: torch.cat([found[i] for i in range(len(rows))]) for layer, found in parts.items()}
 

@@ -301,11 +301,8 @@ def check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: s
     for layer in layers:
         before = tape.run(layer, tape.inputs[layer])
         step = before.abs().max()
-        add = layout.projections[layer].register_forward_hook(lambda _, __, output, step=step: output + step)
-        try:
+        with layout.projections[layer].register_forward_hook(lambda _, __, output, step=step: output + step):
             after = tape.run(layer, tape.inputs[layer])
-        finally:
-            add.remove()
         gap = (after - before - step).abs().max() / step
         if not gap < 100 * torch.finfo(step.dtype).eps:
             raise LayoutError(
