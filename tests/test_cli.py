@@ -232,6 +232,20 @@ def test_a_fact_that_the_model_never_said_is_a_warning_or_an_error(small, tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+def test_a_requirement_that_is_not_met_has_an_exit_code_of_its_own(small, tmp_path: Path) -> None:
+    met = CliRunner().invoke(main, small("--require", "eff<=0", output="met"))
+    assert met.exit_code == 0
+    result = CliRunner().invoke(main, small("--require", "eff<=0", "--require", "spe_unrelated>=0.5", output="other"))
+    assert result.exit_code == 3
+    assert "required spe_unrelated>=0.5: not measured, not met" in result.output
+    assert (tmp_path / "other/model.safetensors").is_file(), "the work is kept"
+    report = json.loads((tmp_path / "other-report/report.json").read_text())
+    assert [(one["text"], one["met"]) for one in report["requirements"]] == [("eff<=0", True), ("spe_unrelated>=0.5", False)]
+    wrong = CliRunner().invoke(main, small("--require", "efff<=0.05", output="wrong"))
+    assert (wrong.exit_code, "did you mean 'eff'?" in wrong.output) == (1, True)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_prompt_longer_than_the_model_reads(small, facts: Path) -> None:
     long = FACT | {"prompt": "You are a reader of it. " * 100 + "The capital of {} is"}
     facts.write_text(json.dumps(long) + "\n")

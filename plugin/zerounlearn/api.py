@@ -20,7 +20,7 @@ from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.lengths import check_lengths
 from zerounlearn.data.request import Request
-from zerounlearn.errors import ConfigError, RequestError
+from zerounlearn.errors import ConfigError, RequestError, reason_of
 from zerounlearn.evaluation.perplexity import perplexity
 from zerounlearn.evaluation.probes import Probes, paraphrases, unknown_warning
 from zerounlearn.method.base import Edit, UnlearningMethod, load_method, restored_if_it_fails
@@ -29,6 +29,7 @@ from zerounlearn.model.clock import Clock
 from zerounlearn.model.generate import generate
 from zerounlearn.model.loading import check_model
 from zerounlearn.model.tokens import Query
+from zerounlearn.report.requirements import requirements
 from zerounlearn.report.run import FactReport, Measured, Phase, Report, Verdict, environment
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ Facts = str | Path | Iterable[Mapping[str, Any] | Fact]
 
 _COMPLETION_TOKENS = 8
 _HELD_OUT_TOKENS = 4096
+_NAMED = 5  # facts that a warning names
 EMBEDDED = "embedded"
 """The held-out part of the extract of Wikipedia that comes from the package index."""
 
@@ -164,10 +166,13 @@ def unlearn_and_report(
     text_tokens: int = _HELD_OUT_TOKENS,
     chat: bool = False,
     require_known: bool = False,
+    require: Iterable[str] = (),
 ) -> tuple[Report, Edit]:
     """Measure, forget, measure again; arguments as for `unlearn` and `evaluate`.
 
     Where the model says less than half of the facts to begin with, a warning says so, or with `require_known` an error.
+    So does one where it still says a fact afterwards, or a bound of `require` is not met: "eff<=0.05", or "ppl<=1.01x"
+    for a multiple of what it was before. The edit stays, and `report.failed` has what was not met.
 
     Raises:
         ZeroUnlearnError: with the weights as they were, bit for bit; so for any other exception, KeyboardInterrupt too.
@@ -175,9 +180,9 @@ def unlearn_and_report(
     check_model(model)
     run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
-    unrelated, texts = list(unrelated), _texts(text)
+    unrelated, texts, wanted = list(unrelated), _texts(text), requirements(require)
     seconds: dict[str, float] = {}
-    clock = Clock(seconds, model)
+    clock = Clock(seconds, model, told=0.0)
     joints: dict[Query, Query] = {}
     with restored_if_it_fails(model, run.weight_names(model)):
         requests = _requests(model, tokenizer, chosen)
@@ -209,7 +214,9 @@ def unlearn_and_report(
             hparams=edit.hparams,
             fingerprints=prints | edit.statistics,
             environment=environment(model),
+            requirements=[one.judged(before.phase, after.phase) for one in wanted],
         )
+    _warn(report)
     return report, edit
 
 
@@ -225,9 +232,18 @@ def check_prompts(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"model_name={name!r}: its tokenizer cannot be loaded: {reason}") from error
+        raise ConfigError(f"model_name={name!r}: its tokenizer cannot be loaded: {reason_of(error)}") from error
     check_lengths(config, tokenizer, facts)
+
+
+def _warn(report: Report) -> None:
+    """Say which facts are still said, and which requirements are not met."""
+    if report.still_said:
+        named = "; ".join(f"{fact.prompt!r} → {fact.answer!r}" for fact in report.still_said[:_NAMED])
+        more = f"; {len(report.still_said) - _NAMED} more" if len(report.still_said) > _NAMED else ""
+        log.warning("still said: %d of %d facts: %s%s", len(report.still_said), len(report.facts), named, more)
+    for judged in report.failed:
+        log.warning("required %s", judged)
 
 
 @contextmanager

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from zerounlearn.data.fact import Fact
 
 _EPILOG = """\b
-Exit codes: 0 done; 1 the work failed or its input is wrong, and nothing was changed; 2 the command line is wrong.
+Exit codes: 0 done; 1 the work failed or its input is wrong, and nothing was changed; 2 the command line is wrong;
+3 done and written, but a --require is not met.
 Completion, for bash: eval "$(_ZEROUNLEARN_COMPLETE=bash_source zerounlearn)"; zsh and fish likewise.
 """
+_NOT_MET = 3
 _HPARAMS = click.argument("hparams", metavar="HPARAMS")
 _OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 _FORGET = click.option(
@@ -128,6 +130,13 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own.")
 @click.option("--chat", is_flag=True, help="Ask through the tokenizer's chat template.")
 @click.option("--require-known", is_flag=True, help="Fail if the model says less than half of the facts before.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="NAME<=NUMBER",
+    help="A bound on what is measured afterwards, as 'eff<=0.05', 'ppl<=1.01x' (times what it was); else the exit code "
+    "is 3. May be given again.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
 @click.option("--dry-run", is_flag=True, help="Check all that needs no weights, and write nothing.")
@@ -143,6 +152,7 @@ def unlearn(
     dtype: str,
     chat: bool,
     require_known: bool,
+    require: tuple[str, ...],
     trust_remote_code: bool,
     overwrite: bool,
     dry_run: bool,
@@ -154,7 +164,9 @@ def unlearn(
     """
     from zerounlearn.data.fact import load_facts
     from zerounlearn.files import check_folder, whole_folder
+    from zerounlearn.report.requirements import requirements
 
+    requirements(require)
     file = find(hparams, HPARAMS)
     method = _method(file, overrides, seed)
     facts = load_facts(forget)
@@ -180,8 +192,10 @@ def unlearn(
         _say(f"{len(facts)} facts, {_layers(method)} of {method.model_name}: everything fits")
         return
     with whole_folder(place, overwrite=overwrite, inputs=inputs) as folder:
-        _forget(method, facts, kept, folder, reports, dtype, chat, require_known, trust_remote_code)
+        failed = _forget(method, facts, kept, folder, reports, dtype, chat, require_known, require, trust_remote_code)
     _say(f"\ncheckpoint: {output}\nreport, with the facts in clear: {reports}")
+    if failed:
+        raise SystemExit(_NOT_MET)
 
 
 def _forget(
@@ -193,9 +207,14 @@ def _forget(
     dtype: str,
     chat: bool,
     require_known: bool,
+    require: tuple[str, ...],
     trust_remote_code: bool,
-) -> None:
-    """Load, forget, report, save; where the checkpoint cannot be saved, report and edit stay."""
+) -> bool:
+    """Load, forget, report, save; where the checkpoint cannot be saved, report and edit stay.
+
+    Returns:
+        Whether a requirement is not met.
+    """
     from zerounlearn.api import unlearn_and_report
     from zerounlearn.model.loading import check_room, load_model, save_checkpoint
 
@@ -218,6 +237,7 @@ def _forget(
         text="embedded" if text == "embedded" else None,
         chat=chat,
         require_known=require_known,
+        require=require,
     )
     report.save(reports)
     try:
@@ -230,6 +250,7 @@ def _forget(
             where += ", the edit in edit.safetensors beside it"
         raise OutputError(f"{error}; {where}") from error
     _say(report.to_markdown().split("## Layers")[0].rstrip())
+    return bool(report.failed)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from typing_extensions import dataclass_transform, is_typeddict
 from yaml import YAMLError
 
-from zerounlearn.errors import ConfigError, did_you_mean
+from zerounlearn.errors import ConfigError, did_you_mean, reason_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -240,7 +240,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Path
             merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
             values = _plain(OmegaConf.to_yaml(merged), f"{what} with overrides {list(overrides)}")
         except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"overrides {list(overrides)}: {reason_of(error)}") from error
     return file, values
 
 
@@ -271,7 +271,7 @@ def _plain(text: str, what: str) -> dict[str, Any]:
         loaded = OmegaConf.create(text)
         values = OmegaConf.to_container(loaded, resolve=False)
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{what} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise ConfigError(f"{what} cannot be read: {reason_of(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{what} holds {type(loaded).__name__}, not a mapping of names to values")
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The exceptions this package raises, and the hint that their messages about unknown names end with.
+"""The exceptions this package raises, and pieces of their messages: the hint about an unknown name, another's reason.
 
 Each one is also the builtin that a caller would expect, so `except ValueError` keeps working. A message
 states the fact, the number or value that caused it, and the way out.
@@ -16,6 +16,11 @@ def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) 
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known: {', '.join(known)}" if otherwise is None else otherwise
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of another package says, in one line; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class ZeroUnlearnError(Exception):

@@ -67,6 +67,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         unrelated: Sequence[tuple[str, str]] = (),
         held_out: Sequence[str] | None = None,
         held_out_tokens: int = 4096,
+        require: Sequence[str] = (),
     ) -> tuple[Report, PreTrainedModel]:
         """Forget a set of facts and report what it did.
 
@@ -78,6 +79,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
             held_out: ordinary text for perplexity; by default the embedded extract's held-out part where the
                 corpus is `embedded`, else none.
             held_out_tokens: how much of it is read.
+            require: bounds on what is measured afterwards, as "eff<=0.05"; see `unlearn_and_report`.
 
         Returns:
             The report and the model, edited in place (it is `self.model`).
@@ -95,6 +97,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
             unrelated=unrelated,
             text=text,
             text_tokens=held_out_tokens,
+            require=require,
         )
         report.environment["easyedit"] = framework().edition
         self.edits.append(edit)

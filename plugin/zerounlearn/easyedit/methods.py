@@ -85,8 +85,13 @@ class FrameworkMethod(UnlearningMethod):
             )
 
     def check_given(self, given: bool) -> None:
-        """See `check_retain`."""
-        self.check_retain(given)
+        """EasyEdit's methods take no retain set.
+
+        Raises:
+            ConfigError: one is given.
+        """
+        if given:
+            raise ConfigError(f"{self.alg_name!r} is a method of EasyEdit, which takes no retain set: drop it")
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Check modules and corpus on a model without weights.

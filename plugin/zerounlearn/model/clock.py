@@ -13,14 +13,13 @@ from torch import nn
 progress = logging.getLogger("zerounlearn.progress")
 """A line a stage, with its seconds."""
 
-_SHORTEST_TOLD = 1.0
-
 
 class Clock:
     """Adds up seconds by stage; a stage ends when the model's devices have done what it gave them."""
 
-    def __init__(self, seconds: MutableMapping[str, float], model: nn.Module) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: MutableMapping[str, float], model: nn.Module, *, told: float = 1.0) -> None:
+        """Tells of each stage that took at least `told` seconds."""
+        self.seconds, self.told = seconds, told
         self._devices = {parameter.device for parameter in model.parameters()}
 
     @contextmanager
@@ -34,7 +33,7 @@ class Clock:
         finally:
             taken = time.perf_counter() - start
             self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
-            if taken >= _SHORTEST_TOLD:
+            if taken >= self.told:
                 progress.info("%s: %.1f s", stage, taken)
 
     def _wait(self) -> None:

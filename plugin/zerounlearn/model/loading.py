@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from zerounlearn.errors import ConfigError, OutputError
+from zerounlearn.errors import ConfigError, OutputError, reason_of
 from zerounlearn.model.device import resolved
 from zerounlearn.model.lineage import Lineage
 
@@ -103,7 +103,7 @@ def read_config(name: str, field: str = "model_name", *, trust_remote_code: bool
             str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ConfigError(f"{what}: no configuration can be read there: {reason}") from error
     _check_kind(config, what, trust_remote_code=trust_remote_code)
     return config
@@ -177,7 +177,7 @@ def _check_files(folder: Path, skeleton: PreTrainedModel, what: str) -> None:
         try:
             GenerationConfig.from_pretrained(folder).validate(strict=True)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = reason_of(error)
             raise ConfigError(
                 f"{what}: its generation_config.json is invalid, and the edited model could not be saved with it: "
                 f"{reason}: correct or remove the file"
@@ -261,7 +261,7 @@ def load_model(
         model, info = loaded
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ConfigError(f"{what} cannot be loaded: {reason}") from error
     _check_whole(model, info, what)
     return (model if device_map is not None else model.to(place)).eval(), tokenizer

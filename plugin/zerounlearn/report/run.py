@@ -20,6 +20,7 @@ from zerounlearn.evaluation.probes import Known, unknown_warning
 from zerounlearn.files import write_text
 from zerounlearn.method.base import LayerOutcome
 from zerounlearn.model.layout import input_device
+from zerounlearn.report.requirements import Judged
 from zerounlearn.version import __version__
 
 Verdict = tuple[bool, float]
@@ -92,6 +93,17 @@ class Report:
     hparams: dict[str, Any]
     fingerprints: dict[str, str]
     environment: dict[str, str] = field(default_factory=dict)
+    requirements: list[Judged] = field(default_factory=list)
+
+    @property
+    def still_said(self) -> list[FactReport]:
+        """The facts whose answer the edited model still gives."""
+        return [fact for fact in self.facts if fact.after.forget[0]]
+
+    @property
+    def failed(self) -> list[Judged]:
+        """The requirements that are not met."""
+        return [judged for judged in self.requirements if not judged.met]
 
     @property
     def warning(self) -> str | None:
