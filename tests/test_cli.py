@@ -240,7 +240,10 @@ def test_a_requirement_that_is_not_met_has_an_exit_code_of_its_own(small, tmp_pa
     assert "required spe_unrelated>=0.5: not measured, not met" in result.output
     assert (tmp_path / "other/model.safetensors").is_file(), "the work is kept"
     report = json.loads((tmp_path / "other-report/report.json").read_text())
-    assert [(one["text"], one["met"]) for one in report["requirements"]] == [("eff<=0", True), ("spe_unrelated>=0.5", False)]
+    assert [(one["text"], one["met"]) for one in report["requirements"]] == [
+        ("eff<=0", True),
+        ("spe_unrelated>=0.5", False),
+    ]
     wrong = CliRunner().invoke(main, small("--require", "efff<=0.05", output="wrong"))
     assert (wrong.exit_code, "did you mean 'eff'?" in wrong.output) == (1, True)
     assert not (tmp_path / "wrong").exists()

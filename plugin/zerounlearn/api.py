@@ -181,8 +181,7 @@ def unlearn_and_report(
     run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     unrelated, texts, wanted = list(unrelated), _texts(text), requirements(require)
-    seconds: dict[str, float] = {}
-    clock = Clock(seconds, model, told=0.0)
+    clock = Clock({}, model, told=0.0)
     joints: dict[Query, Query] = {}
     with restored_if_it_fails(model, run.weight_names(model)):
         requests = _requests(model, tokenizer, chosen)
@@ -195,10 +194,7 @@ def unlearn_and_report(
         prints = run.fingerprints(model)
         with clock("evaluation"):
             before = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
-        if message := unknown_warning(before.phase.known):
-            if require_known:
-                raise RequestError(message)
-            log.warning("%s", message)
+        _check_known(before.phase, required=require_known)
         edit = run.apply(model, tokenizer, requests, retain=kept)
         with _undone_if_it_fails(edit), clock("evaluation"):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
@@ -207,7 +203,7 @@ def unlearn_and_report(
             before=before.phase,
             after=replace(after.phase, known=before.phase.known),
             layers=edit.layers,
-            seconds=edit.seconds | seconds,
+            seconds=edit.seconds | dict(clock.seconds),
             prefixes=edit.prefixes,
             retained=len(kept),
             losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},
@@ -234,6 +230,18 @@ def check_prompts(
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise ConfigError(f"model_name={name!r}: its tokenizer cannot be loaded: {reason_of(error)}") from error
     check_lengths(config, tokenizer, facts)
+
+
+def _check_known(before: Phase, *, required: bool) -> None:
+    """Say that the model knows little of what it is to forget.
+
+    Raises:
+        RequestError: so it is, and more is required.
+    """
+    if message := unknown_warning(before.known):
+        if required:
+            raise RequestError(message)
+        log.warning("%s", message)
 
 
 def _warn(report: Report) -> None:

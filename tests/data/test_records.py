@@ -82,6 +82,7 @@ def test_json_lines_under_the_name_of_json(tmp_path: Path) -> None:
         ("rows.json", '[{"a": 1}, 7]', "rows.json, record 1: 7 is int, expected a mapping"),
         ("rows.parquet", "no parquet", "cannot be read"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")

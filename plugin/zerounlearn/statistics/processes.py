@@ -39,6 +39,11 @@ class Processes:
         """
         state = PartialState(cpu=device.startswith(("cpu", "mps")))
         yield cls(state.process_index, state.num_processes, state.device)
+        if state.num_processes > 1:
+            # Until PyTorch 2.5 a group waits for its threads without letting them have Python's lock, which they need
+            # to let go of the last exchange's tensors: in a barrier they have the time.
+            with suppress(RuntimeError):
+                distributed.barrier()
         state.destroy_process_group()  # not after a failure: others may have gone, and the end of the process does it
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
@@ -29,7 +29,8 @@ class Problem:
     """One vector to find: add δ at `layer`, to the block's output or to what its down projection writes.
 
     The loss is the target's NLL, or with `unlikely` > 0 that many times its unlikelihood −log(1 − p) (Welleck et al.
-    2020, arXiv 1908.04319).
+    2020, arXiv 1908.04319). With `expected`, log-probabilities (v,) of what is to come after the prompt, it is
+    KL(expected ‖ p), and `target` is empty.
     """
 
     request: Request
@@ -37,20 +38,30 @@ class Problem:
     layer: int
     at: Literal["block", "projection"]
     unlikely: float = 0.0
+    expected: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of one problem; `targets` is empty for the row of the KL term."""
+    """One prompt of one problem: with `targets` to be said, with `open` for a distribution, else of the KL term."""
 
     problem: int
     ids: tuple[int, ...]
     position: int
     targets: tuple[int, ...]
+    open: bool = False
+
+    @property
+    def aims(self) -> bool:
+        """Whether the problem's own loss is read here."""
+        return self.open or bool(self.targets)
 
 
 class Pass:
-    """Rows that go through the blocks together, up to the same last one; `targets` come first among the reads."""
+    """Rows that go through the blocks together, up to the same last one.
+
+    `targets` come first among the reads, then `opens`, then those of the KL term.
+    """
 
     def __init__(
         self,
@@ -82,7 +93,9 @@ class Pass:
             for j, token in enumerate(row.targets)
         ]
         self.targets = len(reads)
-        reads += [(i, row.position, -1) for i, row in enumerate(rows) if not row.targets]
+        reads += [(i, len(row.ids) - 1, -1) for i, row in enumerate(rows) if row.open]
+        self.opens = len(reads) - self.targets
+        reads += [(i, row.position, -1) for i, row in enumerate(rows) if not row.aims]
         row, position, token = torch.tensor(reads, device=device).T
         self.read_owner = self.owner[row]
         self.read_at = self.suffix.first[row] + position - start[row]
@@ -90,7 +103,7 @@ class Pass:
         self.token = token[: self.targets]
         # A problem's loss is the mean over its contexts of the mean over each one's targets.
         sizes = torch.tensor([max(len(row.targets), 1) * contexts for row in rows], device=device)
-        self.divisor = sizes[row[: self.targets]]
+        self.divisor = sizes[row[: self.targets + self.opens]]
         weights = torch.tensor([problems[row.problem].unlikely for row in rows], device=device)
         self.unlikely = weights[row[: self.targets]]
 
@@ -129,7 +142,8 @@ def build(
         for prefix in ("", *prefixes):
             text = prefix + request.prompt
             ids, position = locate(tokenizer, text, len(prefix) + start, len(prefix) + end, hparams.fact_token)
-            rows.append(Row(i, (*ids, *problem.target[:-1]), position, problem.target))
+            row = Row(i, (*ids, *problem.target[:-1]), position, problem.target, problem.expected is not None)
+            rows.append(row)
         ids, position = locate(tokenizer, f"{request.subject} is a", 0, len(request.subject), hparams.fact_token)
         rows.append(Row(i, tuple(ids[: position + 1]), position, ()))
     return rows

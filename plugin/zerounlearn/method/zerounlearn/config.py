@@ -39,7 +39,11 @@ class VectorConfig(Settings):
     """How z*, the neutral target's hidden state, and V_u, the sensitive outputs, are found (paper, section 4.1)."""
 
     fact_token: FactToken = option("subject_last", "Where the fact is looked up.")
-    neutral_target: str = option("eos", "What the prompts are mapped to: 'eos', 'pad', or a text.")
+    neutral_target: str = option(
+        "eos",
+        "What the prompts are mapped to: 'eos', 'pad', a text, or 'unknown', what the model says in the same prompt of "
+        "subjects that do not exist (whatever z_objective is).",
+    )
     z_objective: Literal["neutral", "suppress"] = option(
         "neutral", "What z* is found for: the neutral target, or that the sensitive answer's first token is unlikely."
     )

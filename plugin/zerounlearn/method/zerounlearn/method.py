@@ -31,6 +31,7 @@ from zerounlearn.method.base import Edit, LayerOutcome
 from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit, SolveConfig
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk
+from zerounlearn.method.zerounlearn.unknown import UNKNOWN, unknown_answers
 from zerounlearn.method.zerounlearn.vectors import Problem, Solution, check_additive, optimise
 from zerounlearn.model.clock import Clock
 from zerounlearn.model.families import templates_of
@@ -152,7 +153,12 @@ def unlearn(
     corpus = _corpus(corpus, retain, hparams)
     _check_vectors(vectors, hparams)
     layout = layout_of(model, hparams)
-    neutral = [tuple(target_ids(tokenizer, r, hparams.neutral_target)) for r in requests]
+    neutral = [
+        ()
+        if hparams.neutral_target == UNKNOWN and r.neutral is None
+        else tuple(target_ids(tokenizer, r, hparams.neutral_target))
+        for r in requests
+    ]
     check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
     with frozen(model):
         check_additive(layout, tokenizer, requests[0].prompt, hparams.layers)
@@ -415,7 +421,15 @@ def _vectors(
 ) -> Vectors:
     """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
     last = hparams.layers[-1]
-    if hparams.z_objective == "suppress":
+    if hparams.neutral_target == UNKNOWN:
+        generator = torch.Generator().manual_seed(hparams.seed)
+        unknown = unknown_answers(layout.model, tokenizer, requests, generator=generator)
+        problems = [
+            # A request with a target of its own is mapped to that.
+            Problem(r, t, last, "block", expected=None if t else q)
+            for r, t, q in zip(requests, neutral, unknown, strict=True)
+        ]
+    elif hparams.z_objective == "suppress":
         weight = hparams.suppress_weight
         first = [tuple(continuation(tokenizer, *r.query)[:1]) for r in requests]
         problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, first, strict=True)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ class _Search:
         for row in sorted(self.rows, key=lambda row: len(row.ids) - row.position):  # of one length: no padding
             if row.problem in self.active:
                 last = depth - 1
-                if row.targets and self.hparams.v_loss_layer is not None:
+                if row.aims and self.hparams.v_loss_layer is not None:
                     last = max(self.hparams.v_loss_layer, self.problems[row.problem].layer)
                 by_last.setdefault(last, []).append(row)
         passes = []
@@ -203,20 +203,29 @@ class _Search:
     def _losses_of(self, one: Pass, *, first: bool) -> tuple[Tensor, Tensor]:
         """A pass's share in each problem's target loss and KL term, both (problems,)."""
         hidden = one.hidden(self.delta)
-        here, kept = one.read_owner.split([one.targets, len(hidden) - one.targets])
+        aims = one.targets + one.opens
+        here, kept = one.read_owner.split([aims, len(hidden) - aims])
         at_subject = None
         if len(kept):
             if first:
-                expected = log_probabilities(self.layout, hidden[one.targets :])
+                expected = log_probabilities(self.layout, hidden[aims:])
                 if self.reference is None:
                     self.reference = expected.new_empty(len(self.problems), expected.shape[1])
                 self.reference[kept.to(self.reference.device)] = expected
             assert self.reference is not None
             at_subject = self.reference[kept.to(self.reference.device)]
-        each = read_losses(self.layout, hidden, one.token, one.unlikely, at_subject, kl_of=self.hparams.kl_of)
-        each, zeros = each.to(self.origin.dtype), torch.zeros_like(self.origin[:, 0])
-        targets = zeros.index_add(0, here, each[: one.targets] / one.divisor)
-        return targets, zeros.index_add(0, kept, self.hparams.kl_factor * each[one.targets :])
+        said, between, after = hidden.split([one.targets, one.opens, len(kept)])
+        rest = torch.cat([said, after]) if one.opens else hidden
+        each = read_losses(self.layout, rest, one.token, one.unlikely, at_subject, kl_of=self.hparams.kl_of)
+        own, kl = each.to(self.origin.dtype).split([one.targets, len(kept)])
+        if one.opens:
+            owners = here[one.targets :].tolist()
+            wanted = torch.stack([cast(Tensor, self.problems[i].expected) for i in owners])
+            none = one.token[:0], one.unlikely[:0]
+            opened = read_losses(self.layout, between, *none, wanted, kl_of="before")
+            own = torch.cat([own, opened.to(own)])
+        zeros = torch.zeros_like(self.origin[:, 0])
+        return zeros.index_add(0, here, own / one.divisor), zeros.index_add(0, kept, self.hparams.kl_factor * kl)
 
     def finish(self, done: set[int]) -> None:
         """Leave these problems out from now on."""
