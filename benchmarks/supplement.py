@@ -154,7 +154,7 @@ def costs(here: Here) -> str:
 def sections() -> dict[str, str]:
     """Markdown by experiment, from the files in benchmarks/results alone."""
     here, paper = Here(read(FOUND)), Paper(read(PAPER))
-    sizes = [str(n) for n in sorted({5, 20, *(int(r["row"]) for r in read(PAPER) if r["experiment"] == "C")})]
+    sizes = [str(n) for n in sorted({int(r["row"]) for r in read(PAPER) if r["experiment"] == "C"})]
     targets = ["base", "ZeroUnlearn", "target I don't know.", "target Hello."]
     return {
         "A": levels(here, paper),

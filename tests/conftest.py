@@ -35,8 +35,12 @@ REAL = ("smollm2", "smollm2_tokenizer", "smollm2_path", "framework_editor")
 LONG = ("test_readme.py", "test_both_editions.py", "test_cli.py", "test_editor.py", "test_page.py")
 
 
+# Tests of one module lie in the folders named after ours; those of the whole program beside them, or in these.
+INTEGRATION = {"easyedit", "report", "study", "tests"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that takes the real model is of the tier `real_model`; the others are unit tests.
+    """A test that takes the real model is of the tier `real_model`; one of the whole program of `integration`.
 
     Files that take minutes come first, so that no process waits for one of them at the end.
     """
@@ -44,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if set(REAL) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real_model)
+        if item.path.parent.name in INTEGRATION:
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(autouse=True)

@@ -63,14 +63,22 @@ def test_the_target_is_what_follows_made_up_subjects_without_the_answer(small_to
         assert_close(log_q.exp().double(), mean / mean.sum(), rtol=1e-4, atol=1e-7)
 
 
-def test_vectors_lead_to_it_beside_others(small_tokenizer: Any) -> None:
-    """Its loss before and after is KL(target ‖ model) by plain forward passes; other problems find what they found."""
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_vectors_lead_to_it_beside_others(weight: float, small_tokenizer: Any) -> None:
+    """The loss before and after is KL(target ‖ model), and with a weight that the answer is unlikely, by plain passes.
+
+    Other problems find what they found.
+    """
     model = tiny("llama", len(small_tokenizer))
     hp = hparams_for([1, 2], kl_factor=0.0, v_weight_decay=0.0, v_num_grad_steps=6, v_lr=0.5)
     layout = find_layout(model, hp)
     target = unknown_answers(model, small_tokenizer, FACTS, generator=generator())
     eos = (small_tokenizer.eos_token_id,)
-    opened = [Problem(r, (), 2, "block", expected=q) for r, q in zip(FACTS, target, strict=True)]
+    first = [continuation(small_tokenizer, *r.query)[0] for r in FACTS]
+    opened = [
+        Problem(r, (token,) if weight else (), 2, "block", weight, q)
+        for r, token, q in zip(FACTS, first, target, strict=True)
+    ]
     said = [Problem(r, eos, layer, "projection") for layer in (1, 2) for r in FACTS]
     found = optimise(layout, small_tokenizer, [*opened, *said], PREFIXES, hp, progress=None)
     alone = optimise(layout, small_tokenizer, said, PREFIXES, hp, progress=None)
@@ -91,7 +99,7 @@ def test_vectors_lead_to_it_beside_others(small_tokenizer: Any) -> None:
             with torch.no_grad(), model.model.layers[2].register_forward_hook(add):
                 log_p = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             log_q = target[i].double()
-            parts.append((log_q.exp() * (log_q - log_p)).sum())
+            parts.append((log_q.exp() * (log_q - log_p)).sum() - weight * torch.log1p(-log_p[first[i]].exp()))
         return torch.stack(parts).mean()
 
     states: dict[int, Tensor] = {}
@@ -131,7 +139,8 @@ def test_a_request_with_a_target_of_its_own_keeps_it(
     )  # fmt: skip
     zu.unlearn(model, small_tokenizer, list(map(Fact, requests)), hp)
     first, second = [p for p in problems if p.at == "block"]
-    assert first.expected is not None and first.target == ()
+    suppressed = (continuation(small_tokenizer, *FACTS[0].query)[0],)
+    assert first.expected is not None and first.target == (suppressed if preset == "specific" else ())
     assert second.expected is None
     assert list(second.target) == continuation(small_tokenizer, FACTS[1].prompt, "Somebody else")
 

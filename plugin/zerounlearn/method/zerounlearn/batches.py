@@ -29,8 +29,8 @@ class Problem:
     """One vector to find: add δ at `layer`, to the block's output or to what its down projection writes.
 
     The loss is the target's NLL, or with `unlikely` > 0 that many times its unlikelihood −log(1 − p) (Welleck et al.
-    2020, arXiv 1908.04319). With `expected`, log-probabilities (v,) of what is to come after the prompt, it is
-    KL(expected ‖ p), and `target` is empty.
+    2020, arXiv 1908.04319). `expected`, log-probabilities (v,) of what is to come after the prompt, adds
+    KL(expected ‖ p); `target` is then empty, or one token that is to be unlikely there.
     """
 
     request: Request
@@ -43,7 +43,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of one problem: with `targets` to be said, with `open` for a distribution, else of the KL term."""
+    """One prompt of one problem: with `targets`, with `open` for a distribution, or, without both, of the KL term."""
 
     problem: int
     ids: tuple[int, ...]

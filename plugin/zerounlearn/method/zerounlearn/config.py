@@ -42,10 +42,12 @@ class VectorConfig(Settings):
     neutral_target: str = option(
         "eos",
         "What the prompts are mapped to: 'eos', 'pad', a text, or 'unknown', what the model says in the same prompt of "
-        "subjects that do not exist (whatever z_objective is).",
+        "subjects that do not exist.",
     )
     z_objective: Literal["neutral", "suppress"] = option(
-        "neutral", "What z* is found for: the neutral target, or that the sensitive answer's first token is unlikely."
+        "neutral",
+        "What z* is found for: the neutral target, or that the sensitive answer's first token is unlikely; with "
+        "neutral_target='unknown', 'suppress' is both.",
     )
     suppress_weight: Number = option(
         3.0, "Weight of the loss −log(1 − p) of z_objective='suppress'; larger lowers p more.", gt=0

@@ -421,20 +421,20 @@ def _vectors(
 ) -> Vectors:
     """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
     last = hparams.layers[-1]
+    first = [tuple(continuation(tokenizer, *r.query)[:1]) for r in requests]
+    suppressed = hparams.z_objective == "suppress"
+    weight = hparams.suppress_weight if suppressed else 0.0
     if hparams.neutral_target == UNKNOWN:
         generator = torch.Generator().manual_seed(hparams.seed)
         unknown = unknown_answers(layout.model, tokenizer, requests, generator=generator)
         problems = [
             # A request with a target of its own is mapped to that.
-            Problem(r, t, last, "block", expected=None if t else q)
-            for r, t, q in zip(requests, neutral, unknown, strict=True)
+            Problem(r, own, last, "block") if own else Problem(r, a if suppressed else (), last, "block", weight, q)
+            for r, own, a, q in zip(requests, neutral, first, unknown, strict=True)
         ]
-    elif hparams.z_objective == "suppress":
-        weight = hparams.suppress_weight
-        first = [tuple(continuation(tokenizer, *r.query)[:1]) for r in requests]
-        problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, first, strict=True)]
     else:
-        problems = [Problem(r, t, last, "block") for r, t in zip(requests, neutral, strict=True)]
+        aims = first if suppressed else neutral
+        problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, aims, strict=True)]
     if hparams.sensitive_from == "original" and hparams.needs_sensitive:
         problems += _sensitive_problems(tokenizer, requests, hparams.layers, hparams)
     found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
