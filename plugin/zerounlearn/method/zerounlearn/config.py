@@ -343,7 +343,7 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
     # Both of ours were found on the development facts: docs/method.md.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "specific": {**_SPARING, "fact_token": "last"},
+        "specific": {**_SPARING, "fact_token": "last", "neutral_target": "unknown", "strength": 0.85},
         "specific-1": {**_SPARING, "strength": 0.85},
     }
     ALIASES: ClassVar[Mapping[str, str]] = {
