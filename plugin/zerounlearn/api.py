@@ -212,7 +212,7 @@ def unlearn_and_report(
             environment=environment(model),
             requirements=[one.judged(before.phase, after.phase) for one in wanted],
         )
-    _warn(report)
+        _warn(report)
     return report, edit
 
 
