@@ -1,7 +1,8 @@
 """What a model answers about things that it does not know: the target of `neutral_target: unknown`.
 
 A model that is kept from one answer says the next best, often as surely. What it says of subjects that do not exist,
-in the same prompt, is its own way of not knowing (after arXiv 2505.02884 and 2605.08765, which train towards it).
+in the same prompt, is its own way of not knowing (after arXiv 2605.08765, which aligns what is forgotten with what is
+not known, and 2505.02884, which flattens the distribution of answers).
 """
 
 from __future__ import annotations
