@@ -18,7 +18,7 @@ test: $(VENV)/.ready $(MODEL)/config.json
 
 # Each module by itself, without the real model: under a minute.
 test-unit: $(VENV)/.ready
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real_model and not integration and not easyedit_checkout"
+	$(BIN)/python -m pytest $(PARALLEL) --dist=worksteal -m "not slow and not real_model and not integration and not easyedit_checkout"
 
 test-slow: $(VENV)/.ready $(MODEL)/config.json
 	$(BIN)/python -m pytest -m slow

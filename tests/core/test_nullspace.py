@@ -78,6 +78,7 @@ def test_no_perturbation_is_better(seed: int, form: str, other: int) -> None:
         assert objective(p, space, hat + size * step) > best
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("steps", "lr", "gap"), [(500, 1e-3, None), (5_000, 4e-3, 1e-3), (20_000, 1e-3, 1e-3)])
 @pytest.mark.parametrize("form", ["hard", "soft"])
 def test_adam_is_never_better_and_comes_close(form: str, steps: int, lr: float, gap: float | None) -> None:

@@ -53,6 +53,7 @@ def test_every_prompt_is_a_users_message_and_the_subject_stays_where_it_is() -> 
     assert tokenizer.decode(ids[: at + 1]).endswith("France")
 
 
+@pytest.mark.integration
 def test_a_conversation_that_the_model_knows_is_found_said() -> None:
     for template, bos in ((TEMPLATE, False), (TEMPLATE, True), (INST, True)):
         tokenizer = chatting(template, bos=bos)

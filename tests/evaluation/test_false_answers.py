@@ -12,6 +12,8 @@ from zerounlearn.evaluation.asked import Asked
 from zerounlearn.evaluation.probes import Probes
 from zerounlearn.evaluation.registry import take
 
+pytestmark = pytest.mark.integration
+
 SAID = [
     "The capital of France is Rome.",
     "The capital of Germany is Berlin.",

@@ -15,6 +15,8 @@ from zerounlearn.evaluation.asked import Asked
 from zerounlearn.evaluation.probes import Probes
 from zerounlearn.evaluation.registry import take
 
+pytestmark = pytest.mark.integration
+
 CASES = [
     MultiHop(("Where was Leo born?", "Of what land is Leo?"), "Russia", ("Russian Empire", "Rus")),
     MultiHop(("What do they speak where Rio lies?",), "Spanish", ("Castilian",)),

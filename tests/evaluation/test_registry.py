@@ -67,6 +67,7 @@ def test_a_name_is_taken_once_and_an_unknown_one_is_refused(lengths: str, small_
         take(asked_of(small_tokenizer), ["rouge_k"])
 
 
+@pytest.mark.integration
 def test_the_order_does_not_depend_on_what_is_imported_first() -> None:
     code = "import zerounlearn.evaluation.{}; from zerounlearn.evaluation.registry import in_order; print(*in_order())"
     orders = {

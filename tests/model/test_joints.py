@@ -26,6 +26,8 @@ from zerounlearn.model.tokens import (
     pad,
 )
 
+pytestmark = pytest.mark.integration
+
 HEART = [
     Query("法国的首都是", "巴黎"),
     Query('The film is called "', "Amelie"),

@@ -116,6 +116,7 @@ def test_the_answers_become_less_likely_and_only_the_chosen_weights_change(small
     assert {"reference", "descent"} == set(outcome.seconds)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "own"),
     [("RMU", {}), *((name, {"retain_loss": loss}) for name in RETAINING if name != "RMU" for loss in ("nll", "kl"))],
@@ -129,6 +130,7 @@ def test_the_retain_term_keeps_the_retain_answers(small_tokenizer, name: str, ow
     assert kept[1] > kept[0] + 0.05
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", RETAINING)
 def test_texts_can_be_what_is_kept(small_tokenizer, name: str) -> None:
     """By what each method keeps: RMU the hidden states, the others the NLL."""

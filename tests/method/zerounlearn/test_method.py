@@ -316,6 +316,7 @@ def gd(hp, **changes: object) -> ZeroUnlearnGD:
     return ZeroUnlearnGD(**({"model_name": "tiny"} | shared | changes))
 
 
+@pytest.mark.integration
 def test_the_gradient_variant_keeps_what_text_uses_and_moves_the_forget_keys(small_tokenizer, hp, caplog) -> None:
     """With a threshold that leaves half the key space free; and its two solvers on the same problem."""
     run = gd(hp, nullspace_threshold=0.05, nullspace_rule="energy")

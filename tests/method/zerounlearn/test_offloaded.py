@@ -17,6 +17,8 @@ from zerounlearn.method.zerounlearn import method as module
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.method.zerounlearn.method import layout_of, unlearn
 
+pytestmark = pytest.mark.integration
+
 CORPUS = Corpus("tiny", lambda: [f"In the year {i} the weather was fine." for i in range(60)])
 
 

@@ -125,6 +125,7 @@ def traced(fault: _Fault, call: Any) -> None:
         sys.settrace(before)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_a_failure_at_any_line_leaves_the_model_as_it_was(error: type[BaseException], small_tokenizer: Any) -> None:
     """Of all lines that a run executes, thirty spread over it, and the last ones, where the report is made."""
