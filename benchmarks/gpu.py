@@ -25,11 +25,10 @@ from unittest import mock
 import costs
 import scaling
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zerounlearn.api import unlearn_and_report
 from zerounlearn.core.solve import factor_base
-from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
@@ -109,32 +108,14 @@ def smollm2(device: torch.device, args: argparse.Namespace) -> Record:
     return {"runs": runs}
 
 
-def random_weights(shape: costs.Shape, device: torch.device) -> PreTrainedModel:
-    """A Llama of this shape in bfloat16, made where it is to be."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.d,
-        intermediate_size=shape.m,
-        num_hidden_layers=shape.blocks,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head,
-        max_position_embeddings=4096,
-    )
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type), device:
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-
-
 def random_llama(name: str, device: torch.device, args: argparse.Namespace) -> Record:
     """The paper's method at the paper's layers for `args.facts` facts; statistics over a part of the corpus."""
     shape, layers = scaling.LLAMAS[name]
     tokenizer = scaling.tokenizer(shape.vocabulary - 16)
-    model = random_weights(shape, device)
+    model = scaling.random_llama(shape, torch.bfloat16, device)
     setting = scaling.Setting(n=args.facts, length=12)
     requests = scaling.requests(setting)
-    draw = torch.randint(scaling.WORDS, (args.texts, TEXT_TOKENS), generator=torch.Generator().manual_seed(1)).tolist()
-    corpus = Corpus("random", lambda: [" ".join(f"w{x}" for x in row) for row in draw])
+    corpus = scaling.random_corpus(args.texts, TEXT_TOKENS)
     updates: list[int] = []
     optimise = method.optimise
 
@@ -169,18 +150,18 @@ def random_llama(name: str, device: torch.device, args: argparse.Namespace) -> R
         }
         record["runs"].append(run)
         print(json.dumps(run), flush=True)
-    record["statistics_seconds"] = {n: statistics_seconds(model, tokenizer, layers, draw[:n]) for n in args.sizes}
+    record["statistics_seconds"] = {n: statistics_seconds(model, tokenizer, layers, n) for n in args.sizes}
     W = torch.randn(shape.d, shape.m, device=device) / shape.m**0.5
     C = torch.eye(shape.m)
     record["factor_seconds"] = timed(device, lambda: factor_base(W, C, corpus_weight=15000.0, ridge=1.0), times=3)
     return record
 
 
-def statistics_seconds(model: PreTrainedModel, tokenizer: Any, layers: Sequence[int], draw: Sequence[Any]) -> float:
+def statistics_seconds(model: PreTrainedModel, tokenizer: Any, layers: Sequence[int], texts: int) -> float:
     """Seconds of a pass over so many texts, files included: two sizes tell what is fixed and what a text costs."""
-    corpus = Corpus("random", lambda: [" ".join(f"w{x}" for x in row) for row in draw])
+    corpus = scaling.random_corpus(texts, TEXT_TOKENS)
     with tempfile.TemporaryDirectory() as stats:
-        hparams = ZeroUnlearn(model_name="random", layers=list(layers), stats_dir=stats, mom2_n_samples=len(draw))
+        hparams = ZeroUnlearn(model_name="random", layers=list(layers), stats_dir=stats, mom2_n_samples=texts)
         start = time.perf_counter()
         second_moments(method.find_layout(model, hparams), tokenizer, hparams, corpus)
         return time.perf_counter() - start

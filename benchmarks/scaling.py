@@ -52,6 +52,10 @@ class Setting:
     m: int = 1024
     blocks: int = 12
 
+    def shape(self, vocabulary: int) -> costs.Shape:
+        """Heads of 64, two to a key and value."""
+        return costs.Shape(self.d, self.m, self.blocks, self.d // 64, max(self.d // 128, 1), 64, vocabulary)
+
     def hparams(self, folder: str) -> ZeroUnlearn:
         first = self.blocks // 2
         return ZeroUnlearn(
@@ -88,20 +92,27 @@ def tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 
 
-def random_llama(setting: Setting, size: int) -> Any:
+def random_llama(shape: costs.Shape, dtype: torch.dtype, device: torch.device) -> Any:
+    """A Llama of this shape with random weights, made where it is to be."""
     config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=setting.d,
-        intermediate_size=setting.m,
-        num_hidden_layers=setting.blocks,
-        num_attention_heads=setting.d // 64,
-        num_key_value_heads=max(setting.d // 128, 1),
-        head_dim=64,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.d,
+        intermediate_size=shape.m,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head,
         max_position_embeddings=1024,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type), device:
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def random_corpus(texts: int, length: int) -> Corpus:
+    """Texts of so many words."""
+    draw = torch.randint(WORDS, (texts, length), generator=torch.Generator().manual_seed(1)).tolist()
+    return Corpus("random", lambda: [" ".join(f"w{x}" for x in row) for row in draw])
 
 
 def requests(setting: Setting) -> list[Request]:
@@ -124,9 +135,8 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def _measure(setting: Setting) -> dict[str, Any]:
     tok = tokenizer()
-    model = random_llama(setting, len(tok))
-    draw = torch.randint(WORDS, (64, 128), generator=torch.Generator().manual_seed(1)).tolist()
-    corpus = Corpus("random", lambda: [" ".join(f"w{x}" for x in row) for row in draw])
+    model = random_llama(setting.shape(len(tok)), torch.float32, torch.device("cpu"))
+    corpus = random_corpus(64, 128)
     base = psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory() as folder, peak_memory(torch.device("cpu")) as peak:
         outcome = unlearn(model, tok, requests(setting), setting.hparams(folder), corpus)

@@ -203,7 +203,7 @@ def unlearn_and_report(
             before=before.phase,
             after=replace(after.phase, known=before.phase.known),
             layers=edit.layers,
-            seconds=edit.seconds | dict(clock.seconds),
+            seconds=edit.seconds | clock.seconds,
             prefixes=edit.prefixes,
             retained=len(kept),
             losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},

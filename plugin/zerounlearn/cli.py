@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zerounlearn.errors import ConfigError, OutputError, RequestError, ZeroUnlearnError
+from zerounlearn.errors import ConfigError, OutputError, RequestError, ZeroUnlearnError, reason_of
 from zerounlearn.resources import HPARAMS, STUDIES, find, names
 from zerounlearn.version import __version__
 
@@ -56,7 +56,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             text = str(error).strip() or type(error).__name__
             if not isinstance(error, ZeroUnlearnError):
-                text = f"{type(error).__name__}: {text.splitlines()[0]} (--debug shows where)"
+                text = f"{type(error).__name__}: {reason_of(error)} (--debug shows where)"
             raise click.ClickException(text) from error
 
     return run

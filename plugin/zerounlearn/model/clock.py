@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ progress = logging.getLogger("zerounlearn.progress")
 class Clock:
     """Adds up seconds by stage; a stage ends when the model's devices have done what it gave them."""
 
-    def __init__(self, seconds: MutableMapping[str, float], model: nn.Module, *, told: float = 1.0) -> None:
+    def __init__(self, seconds: dict[str, float], model: nn.Module, *, told: float = 1.0) -> None:
         """Tells of each stage that took at least `told` seconds."""
         self.seconds, self.told = seconds, told
         self._devices = {parameter.device for parameter in model.parameters()}

@@ -421,15 +421,15 @@ def _vectors(
 ) -> Vectors:
     """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
     last = hparams.layers[-1]
-    first = [tuple(continuation(tokenizer, *r.query)[:1]) for r in requests]
     suppressed = hparams.z_objective == "suppress"
+    first = [tuple(continuation(tokenizer, *r.query)[:1]) if suppressed else () for r in requests]
     weight = hparams.suppress_weight if suppressed else 0.0
     if hparams.neutral_target == UNKNOWN:
         generator = torch.Generator().manual_seed(hparams.seed)
         unknown = unknown_answers(layout.model, tokenizer, requests, generator=generator)
         problems = [
             # A request with a target of its own is mapped to that.
-            Problem(r, own, last, "block") if own else Problem(r, a if suppressed else (), last, "block", weight, q)
+            Problem(r, own, last, "block") if own else Problem(r, a, last, "block", weight, q)
             for r, own, a, q in zip(requests, neutral, first, unknown, strict=True)
         ]
     else:
