@@ -41,8 +41,8 @@ OTHERS = ("FT", "LoRA", "ROME", "MEMIT", "AlphaEdit", "PMET", "EMMET", "R-ROME",
 LOCATED: dict[str, Any] = {"layers": [1, 2], "v_num_grad_steps": 4, "n_contexts": 2, "retain_set": "none"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("ZeroUnlearn", LOCATED | {"preset": "paper"}),
-    # A random model knows none of the facts, so there is nothing to suppress.
-    "specific": ("ZeroUnlearn", LOCATED | {"preset": "specific", "z_objective": "neutral"}),
+    # A random model knows none of the facts: there is nothing to suppress, and of a made-up subject it says the same.
+    "specific": ("ZeroUnlearn", LOCATED | {"preset": "specific", "z_objective": "neutral", "neutral_target": "eos"}),
     "GD, exact": ("ZeroUnlearn-GD", LOCATED | {"solver": "exact"}),
     "GD, Adam": ("ZeroUnlearn-GD", LOCATED | {"solver": "adam", "gd_steps": 20}),
     "GA": ("GA", {"layers": [1, 2], "steps": 2, "lr": 1e-3}),
