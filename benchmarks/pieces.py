@@ -20,8 +20,8 @@ from typing import Any
 import costs
 import psutil
 import torch
+from plain import plain
 from stopwatch import Run, Stopwatch
-from tests import reference as plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers import tiny
-from zerounlearn import cli
 from zerounlearn.cli import main
+from zerounlearn.errors import OutputError
 from zerounlearn.files import MARKER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,7 +185,7 @@ def test_two_runs_with_one_output(small, tmp_path: Path) -> None:
     """The later says that its place is taken, and where its result lies."""
     from zerounlearn.files import whole_folder
 
-    with pytest.raises(cli.OutputError, match="filled meanwhile"), whole_folder(tmp_path / "out"):
+    with pytest.raises(OutputError, match="filled meanwhile"), whole_folder(tmp_path / "out"):
         assert CliRunner().invoke(main, small()).exit_code == 0
     assert (tmp_path / "out/model.safetensors").is_file()
 
@@ -207,11 +207,11 @@ def test_terminated_a_run_leaves_the_old_output_and_no_staging(small, tmp_path: 
 
 
 def test_a_failing_save_keeps_report_and_edit(small, tmp_path: Path, monkeypatch) -> None:
-    from zerounlearn.method.base import Edit
+    from zerounlearn.method.edit import Edit
     from zerounlearn.model import loading
 
     def full(*_: Any) -> None:
-        raise cli.OutputError("No space left on device")
+        raise OutputError("No space left on device")
 
     monkeypatch.setattr(loading, "save_checkpoint", full)
     result = CliRunner().invoke(main, small())

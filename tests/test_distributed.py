@@ -23,7 +23,7 @@ from torch.testing import assert_close
 
 from tests.conftest import small_bpe
 from tests.helpers import hparams_for, tiny
-from zerounlearn import cli
+from zerounlearn.cli.command import terminated_as_interrupted
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.statistics import collect as module
@@ -192,7 +192,7 @@ def test_a_process_that_is_killed_is_not_waited_for(outcomes) -> None:
 def test_a_launchers_sigterm_unwinds_the_process() -> None:
     before = signal.getsignal(signal.SIGTERM)
     unwound: list[bool] = []
-    with pytest.raises(SystemExit) as stopped, cli._terminated_as_interrupted():
+    with pytest.raises(SystemExit) as stopped, terminated_as_interrupted():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         ZeroUnlearnError,
     )
     from zerounlearn.evaluation.registry import metrics
-    from zerounlearn.method.base import Edit, load_method, methods
+    from zerounlearn.method.base import load_method, methods
+    from zerounlearn.method.edit import Edit
     from zerounlearn.method.gradient.dpo import DPO, IdkPO
     from zerounlearn.method.gradient.ga import GA
     from zerounlearn.method.gradient.graddiff import GradDiff
@@ -69,7 +70,8 @@ _HOMES = {
         "ZeroUnlearnError",
     ),
     "evaluation.registry": ("metrics",),
-    "method.base": ("Edit", "load_method", "methods"),
+    "method.base": ("load_method", "methods"),
+    "method.edit": ("Edit",),
     "method.gradient.dpo": ("DPO", "IdkPO"),
     "method.gradient.ga": ("GA",),
     "method.gradient.graddiff": ("GradDiff",),

@@ -23,7 +23,9 @@ from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, RequestError, reason_of
 from zerounlearn.evaluation.perplexity import perplexity
 from zerounlearn.evaluation.probes import Probes, paraphrases, unknown_warning
-from zerounlearn.method.base import Edit, UnlearningMethod, load_method, restored_if_it_fails
+from zerounlearn.method.base import UnlearningMethod, load_method
+from zerounlearn.method.edit import Edit
+from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.answers import resolve_joints, score
 from zerounlearn.model.clock import Clock
 from zerounlearn.model.generate import generate

@@ -24,7 +24,7 @@ from tests.offline_task import TASK, write_task
 from tests.study.small_study import GRADIENT, checkpoint, comparable, write_study
 from zerounlearn.cli import main
 from zerounlearn.errors import ConfigError, LayoutError
-from zerounlearn.method.base import Edit
+from zerounlearn.method.edit import Edit
 from zerounlearn.model.fingerprint import weights_hash
 from zerounlearn.study import run as study_run
 from zerounlearn.study import worker as bench

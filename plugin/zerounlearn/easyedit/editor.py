@@ -14,7 +14,7 @@ from zerounlearn.api import EMBEDDED, unlearn_and_report
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
 from zerounlearn.easyedit.editions.compat import framework
-from zerounlearn.method.base import Edit
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.model.loading import load_model, save_checkpoint, skeleton_of
 from zerounlearn.report.run import Report

@@ -30,7 +30,8 @@ from zerounlearn.easyedit.memit_variants import variant
 from zerounlearn.easyedit.method_config import ALIASES, METHODS, Method, load_framework_hparams
 from zerounlearn.easyedit.targets import to_easyedit, tokenizer_for
 from zerounlearn.errors import ConfigError, IllPosedError
-from zerounlearn.method.base import Edit, UnlearningMethod
+from zerounlearn.method.base import UnlearningMethod
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.model.clock import Clock
 from zerounlearn.model.layout import Layout

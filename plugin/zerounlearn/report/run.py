@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from zerounlearn.data.fact import Fact
 from zerounlearn.evaluation.probes import Known, unknown_warning
 from zerounlearn.files import write_text
-from zerounlearn.method.base import LayerOutcome
+from zerounlearn.method.edit import LayerOutcome
 from zerounlearn.model.layout import input_device
 from zerounlearn.report.requirements import Judged
 from zerounlearn.version import __version__

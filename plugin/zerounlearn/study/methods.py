@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
-from zerounlearn.method.base import Edit, UnlearningMethod, load_method
+from zerounlearn.method.base import UnlearningMethod, load_method
+from zerounlearn.method.edit import Edit
 from zerounlearn.model.device import resolved
 from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.study.material import Material

@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from tests.helpers import FACTS, GPT2, tiny
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, IllPosedError
-from zerounlearn.method.base import Edit, methods
+from zerounlearn.method.base import methods
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.gradient.base import answer_samples
 from zerounlearn.method.gradient.sequences import Reader
 from zerounlearn.model.lineage import Lineage

@@ -17,7 +17,7 @@ import zerounlearn as zu
 from tests.helpers import FACTS, tiny
 from zerounlearn.data.fact import Fact
 from zerounlearn.errors import IllPosedError, LayoutError
-from zerounlearn.method.base import LayerOutcome
+from zerounlearn.method.edit import LayerOutcome
 from zerounlearn.method.zerounlearn import method as module
 from zerounlearn.model.families import families
 from zerounlearn.model.hooks import restored, uninterrupted

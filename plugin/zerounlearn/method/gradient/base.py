@@ -21,9 +21,11 @@ from zerounlearn.data.chat import marked_as_chat
 from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.base import Edit, Method, restored_if_it_fails
+from zerounlearn.method.base import Method
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.gradient import objectives
 from zerounlearn.method.gradient.sequences import Reader, Sample, chunks
+from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.tokens import continuation
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request, check_apart, check_requests
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
-from zerounlearn.method.base import Edit
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.gradient.base import ForgetSet, GradientMethod, RetainingMethod, Term, answer_samples
 from zerounlearn.method.gradient.sequences import Reader, Sample, text_samples
 from zerounlearn.method.zerounlearn.method import find_layout

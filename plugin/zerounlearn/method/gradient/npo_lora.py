@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.config import Number, Whole, option, settings
 from zerounlearn.errors import ConfigError, IllPosedError
-from zerounlearn.method.base import Edit, methods
+from zerounlearn.method.base import methods
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.gradient.npo import NPO, PUBLISHED
 from zerounlearn.model.device import seeded
 from zerounlearn.model.families import templates_of

@@ -21,7 +21,9 @@ from zerounlearn.data.corpora import check_corpus, open_corpus
 from zerounlearn.data.request import Request
 from zerounlearn.data.retain import NONE, check_retain_set, retain_set
 from zerounlearn.errors import ConfigError
-from zerounlearn.method.base import Edit, Method, methods, restored_if_it_fails
+from zerounlearn.method.base import Method, methods
+from zerounlearn.method.edit import Edit
+from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.fingerprint import fingerprints
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.tokens import FactToken
@@ -193,7 +195,7 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         if not self.retain_set.strip():
             raise ConfigError(f"retain_set={self.retain_set!r}: expected 'none', 'auto' or a file of facts")
         if not self.neutral_target.strip():
-            raise ConfigError(f"neutral_target={self.neutral_target!r}: expected 'eos', 'pad' or a text")
+            raise ConfigError(f"neutral_target={self.neutral_target!r}: expected 'eos', 'pad', 'unknown' or a text")
         if self.use_h and not self.needs_sensitive:
             raise ConfigError("use_h=True: this form of the update has no V_u to be found anywhere; set it to false")
         if self.add_retain and not self.mom2_adjustment:

@@ -27,7 +27,7 @@ from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus, with_statements
 from zerounlearn.data.request import Request, check_apart, check_requests, target_ids
 from zerounlearn.errors import ConfigError, IllPosedError
-from zerounlearn.method.base import Edit, LayerOutcome
+from zerounlearn.method.edit import Edit, LayerOutcome
 from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit, SolveConfig
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk

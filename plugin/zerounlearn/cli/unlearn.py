@@ -1,0 +1,173 @@
+"""`zerounlearn unlearn`: facts and a method in, a checkpoint and a report out."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zerounlearn.cli.command import (
+    EPILOG,
+    FORGET,
+    HPARAMS_ARGUMENT,
+    NOT_MET,
+    OVERRIDES,
+    check_without_weights,
+    command,
+    method_of,
+    say,
+    stage,
+)
+from zerounlearn.errors import ConfigError, OutputError, RequestError, ZeroUnlearnError
+from zerounlearn.resources import HPARAMS, find
+
+if TYPE_CHECKING:
+    from zerounlearn.data.fact import Fact
+
+
+@click.command(epilog=EPILOG)
+@HPARAMS_ARGUMENT
+@OVERRIDES
+@FORGET
+@click.option("--output", required=True, help="New folder for the checkpoint.")
+@click.option("--report", type=click.Path(path_type=Path), help="Folder for the report; OUTPUT-report by default.")
+@click.option("--retain", type=click.Path(path_type=Path), help="Facts to keep, in the format of --forget.")
+@click.option("--seed", type=int, help="Overrides the run's seed.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own.")
+@click.option("--chat", is_flag=True, help="Ask through the tokenizer's chat template.")
+@click.option("--require-known", is_flag=True, help="Fail if the model says less than half of the facts before.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="NAME<=NUMBER",
+    help="A bound on what is measured afterwards, as 'eff<=0.05', 'ppl<=1.01x' (times what it was); else the exit code "
+    "is 3. May be given again.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
+@click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
+@click.option("--dry-run", is_flag=True, help="Check all that needs no weights, and write nothing.")
+@command
+def unlearn(
+    hparams: str,
+    overrides: tuple[str, ...],
+    forget: Path,
+    output: str,
+    report: Path | None,
+    retain: Path | None,
+    seed: int | None,
+    dtype: str,
+    chat: bool,
+    require_known: bool,
+    require: tuple[str, ...],
+    trust_remote_code: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Forget the facts of --forget by the method that HPARAMS names; write a new checkpoint to --output.
+
+    HPARAMS is a file, or the name of a packaged one (`zerounlearn hparams list`). KEY=VALUE changes a hyperparameter.
+    The report holds the facts in clear, and lies beside the checkpoint, not in it.
+    """
+    from zerounlearn.data.fact import load_facts
+    from zerounlearn.files import check_folder, whole_folder
+    from zerounlearn.report.requirements import requirements
+
+    requirements(require)
+    file = find(hparams, HPARAMS)
+    method = method_of(file, overrides, seed)
+    facts = load_facts(forget)
+    kept = load_facts(retain) if retain else None
+    _check_apart(facts, kept)
+    method.check_given(kept is not None or method.names_retain_set)
+    if method.wraps_modules:
+        raise ConfigError(
+            f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold: use it in a study"
+        )
+    if not output.strip():
+        raise OutputError(f"--output {output!r} is empty: name a new folder")
+    place = Path(output)
+    inputs = {"the model": Path(str(method.model_name)).expanduser(), "HPARAMS": file, "--forget": forget}
+    inputs |= {"--retain": retain} if retain else {}
+    inputs |= {"the statistics": Path(method.stats_dir)} if hasattr(method, "stats_dir") else {}
+    check_folder(place, overwrite=overwrite, inputs=inputs)
+    reports = report or place.absolute().with_name(f"{place.absolute().name}-report")
+    if reports.exists() and not reports.is_dir():
+        raise OutputError(f"--report {str(reports)!r} is a file: name a folder")
+    check_without_weights(method, [*facts, *(kept or ())], trust_remote_code=trust_remote_code)
+    if dry_run:
+        say(f"{len(facts)} facts, {_layers(method)} of {method.model_name}: everything fits")
+        return
+    with whole_folder(place, overwrite=overwrite, inputs=inputs) as folder:
+        failed = _forget(method, facts, kept, folder, reports, dtype, chat, require_known, require, trust_remote_code)
+    say(f"\ncheckpoint: {output}\nreport, with the facts in clear: {reports}")
+    if failed:
+        raise SystemExit(NOT_MET)
+
+
+def _forget(
+    method: Any,
+    facts: Any,
+    kept: Any,
+    folder: Path,
+    reports: Path,
+    dtype: str,
+    chat: bool,
+    require_known: bool,
+    require: tuple[str, ...],
+    trust_remote_code: bool,
+) -> bool:
+    """Load, forget, report, save; where the checkpoint cannot be saved, report and edit stay.
+
+    Returns:
+        Whether a requirement is not met.
+    """
+    from zerounlearn.api import unlearn_and_report
+    from zerounlearn.model.loading import check_room, load_model, save_checkpoint
+
+    with stage("loading"):
+        model, tokenizer = load_model(
+            method.model_name,
+            dtype=dtype,
+            device=method.device,
+            trust_remote_code=trust_remote_code,
+            device_map="auto" if getattr(method, "model_parallel", False) else None,
+        )
+    check_room(model, folder)
+    text = getattr(method, "mom2_dataset", "embedded")
+    report, edit = unlearn_and_report(
+        model,
+        tokenizer,
+        facts,
+        method,
+        retain=kept,
+        text="embedded" if text == "embedded" else None,
+        chat=chat,
+        require_known=require_known,
+        require=require,
+    )
+    report.save(reports)
+    try:
+        with stage("saving"):
+            save_checkpoint(model, tokenizer, folder)
+    except OutputError as error:
+        where = f"the report is in {str(reports)!r}"
+        with contextlib.suppress(ZeroUnlearnError, OSError):
+            edit.save(reports / "edit.safetensors")
+            where += ", the edit in edit.safetensors beside it"
+        raise OutputError(f"{error}; {where}") from error
+    say(report.to_markdown().split("## Layers")[0].rstrip())
+    return bool(report.failed)
+
+
+def _check_apart(facts: list[Fact], kept: list[Fact] | None) -> None:
+    forgotten = {fact.request.key: fact.request.prompt for fact in facts}
+    both = [forgotten[fact.request.key] for fact in kept or () if fact.request.key in forgotten]
+    if both:
+        raise RequestError(f"--retain and --forget both hold {both[0]!r}")
+
+
+def _layers(method: Any) -> str:
+    layers = getattr(method, "layers", None)
+    return f"layers {list(layers)}" if layers else "all layers"
