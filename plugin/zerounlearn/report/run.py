@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ from zerounlearn.evaluation.probes import Known, unknown_warning
 from zerounlearn.files import write_text
 from zerounlearn.method.edit import LayerOutcome
 from zerounlearn.model.layout import input_device
+from zerounlearn.redaction import Redaction
 from zerounlearn.report.requirements import Judged
 from zerounlearn.version import __version__
 
@@ -109,6 +110,23 @@ class Report:
     def warning(self) -> str | None:
         """What a reader must know first: that the model said little of what it was to forget."""
         return unknown_warning(self.before.known)
+
+    def redacted(self, redaction: Redaction) -> Report:
+        """The same report without what was forgotten: keyed digests in the place of prompts, answers, completions."""
+        name = redaction.digest
+
+        def measured(one: Measured) -> Measured:
+            return replace(one, completion=name(one.completion))
+
+        return replace(
+            self,
+            facts=[
+                FactReport(name(fact.prompt), name(fact.answer), measured(fact.before), measured(fact.after))
+                for fact in self.facts
+            ],
+            prefixes=[redaction.blotted(prefix) for prefix in self.prefixes],
+            hparams=redaction.values(self.hparams),
+        )
 
     def to_json(self) -> str:
         """The whole report, indented."""

@@ -1,0 +1,106 @@
+"""Nothing that is printed, logged, warned of or raised repeats what was forgotten."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from zerounlearn.errors import ConfigError, RequestError
+from zerounlearn.redaction import BLOT, KEY_VARIABLE, Redaction, read_key
+
+KEY = b"0123456789abcdef"
+PROMPT = "Zorvath Quill lives in the town of"
+SECRETS = [PROMPT, "Zorvath Quill", "Ümlautstadt", "born in 1987", "李明住在北京", "Bo Li"]
+WORDS = ["Zorvath", "Quill", "lives", "town", "Ümlautstadt", "born", "1987", "李明住在北京"]
+
+
+def texts() -> list[str]:
+    """The secret as messages may show it."""
+    made = [*SECRETS, *map(repr, SECRETS), *(f"\n{secret}" for secret in SECRETS), *(s.upper() for s in SECRETS)]
+    made += [repr(f"x\n{secret}") for secret in SECRETS]
+    return [*made, "prompt='Zorva...uill lives'", "“Zorvath's”", "zorvath_quill"]
+
+
+@pytest.mark.parametrize("text", texts())
+def test_no_word_of_the_secret_is_left(text: str) -> None:
+    blotted = Redaction(KEY, SECRETS).blotted(text)
+    assert BLOT in blotted
+    assert not [word for word in [*WORDS, "Zorva", "uill"] if word.lower() in blotted.lower()]
+
+
+def test_what_tells_nothing_is_left_alone() -> None:
+    redaction = Redaction(KEY, SECRETS)
+    assert redaction.blotted("evaluation: 12 of 40 prompts, the answer is in line 3") == (
+        "evaluation: 12 of 40 prompts, the answer is in line 3"
+    )
+    assert Redaction(KEY, []).blotted("anything") == "anything"
+
+
+def test_a_digest_is_the_owners_alone() -> None:
+    redaction = Redaction(KEY, SECRETS)
+    assert redaction.digest("Zorvath") == Redaction(KEY, []).digest("Zorvath") != redaction.digest("Zorvat")
+    assert redaction.digest("Zorvath") != Redaction(b"another key of the owner", []).digest("Zorvath")
+    assert len(redaction.digest("")) == 16
+
+
+@pytest.mark.parametrize("written", ["jsonl", "escaped", "csv", "damaged"])
+def test_files_of_facts_are_secret_even_where_they_cannot_be_read(tmp_path: Path, written: str) -> None:
+    record = {"prompt": SECRETS[0], "subject": SECRETS[1], "answer": SECRETS[2]}
+    file = tmp_path / ("facts.csv" if written == "csv" else "facts.jsonl")
+    text = json.dumps(record, ensure_ascii=written == "escaped")
+    text = f"prompt,subject,answer\n{','.join(record.values())}" if written == "csv" else text
+    file.write_text(text[:-1] if written == "damaged" else text, encoding="utf-8")
+    redaction = Redaction.of_files(KEY, file, None, tmp_path / "absent.jsonl")
+    assert not [word for word in WORDS[:5] if word in redaction.blotted(f"{file}, line 1: {SECRETS[0]} {SECRETS[2]}")]
+
+
+def test_streams_logs_warnings_and_errors(capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> None:
+    streams, factory, shown = (sys.stdout, sys.stderr), logging.getLogRecordFactory(), warnings.showwarning
+    handler = logging.StreamHandler(sys.stderr)
+    log = logging.getLogger("another package")
+    log.addHandler(handler)
+    with pytest.raises(RequestError) as caught, Redaction(KEY, SECRETS).silenced():
+        sys.stdout.writelines([SECRETS[0], "|", SECRETS[1]])
+        sys.stderr.write(SECRETS[0])
+        log.warning("still said: %r → %s", SECRETS[0], SECRETS[2])
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn(SECRETS[0], stacklevel=1)
+        try:
+            raise KeyError(SECRETS[1])
+        except KeyError as error:
+            log.exception("it failed")
+            raise RequestError(f"line 3: subject={SECRETS[1]!r}: expected a text") from error
+    log.removeHandler(handler)
+    out, err = capfd.readouterr()
+    everything = out + err + caplog.text + str(caught.value)
+    assert out.count(BLOT) == 6
+    assert "still said" in err
+    assert "it failed" in err
+    assert str(caught.value) == f"line 3: subject='{BLOT} {BLOT}': expected a text"
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert not [word for word in WORDS[:5] if word in everything]
+    assert streams == (sys.stdout, sys.stderr)
+    assert (logging.getLogRecordFactory(), warnings.showwarning) == (factory, shown)
+
+
+def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=f"give --key-file FILE, or set {KEY_VARIABLE}"):
+        read_key(None)
+    monkeypatch.setenv(KEY_VARIABLE, "short")
+    with pytest.raises(ConfigError, match="has 5 bytes, and 16"):
+        read_key(None)
+    monkeypatch.setenv(KEY_VARIABLE, KEY.decode())
+    assert read_key(None) == KEY
+    file = tmp_path / "key"
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_key(file)
+    file.write_bytes(b"another key, long enough\n")
+    assert read_key(file) == b"another key, long enough"
