@@ -47,7 +47,7 @@ def told(model: Any, edit: zu.Edit) -> set[int]:
         else:
             change = edit.changes[name].double()
         U, S, _ = torch.linalg.svd(change, full_matrices=False)
-        directions = U[:, S > 1e-6 * S[0]][:, :DIRECTIONS].mT.float()
+        directions = U[:, 1e-6 * S[0] < S][:, :DIRECTIONS].mT.float()
         for sign in (1, -1):
             logits = model.lm_head(model.model.norm(sign * directions))
             found |= set(logits.topk(TOP, dim=-1).indices.flatten().tolist())

@@ -143,7 +143,7 @@ class Redaction:
         logging.setLogRecordFactory(record)
         warnings.showwarning = warn  # type: ignore[assignment]
         try:
-            with redirect_stdout(_Blotting(sys.stdout, self)), redirect_stderr(_Blotting(sys.stderr, self)):  # type: ignore[type-var]
+            with redirect_stdout(_Blotting(sys.stdout, self)), redirect_stderr(_Blotting(sys.stderr, self)):
                 yield
         except Exception as error:
             error.args = tuple(self.blotted(part) if isinstance(part, str) else part for part in error.args)
@@ -166,7 +166,13 @@ class _Blotting:
         self._stream.write(self._redaction.blotted(text))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # bytes would go past
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
 
