@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,16 +16,23 @@ from zerounlearn.cli.command import (
     method_of,
     say,
 )
-from zerounlearn.errors import ConfigError
+from zerounlearn.errors import ConfigError, StatisticsError
 from zerounlearn.resources import HPARAMS, find
 
 
 @click.command(epilog=EPILOG)
 @HPARAMS_ARGUMENT
 @OVERRIDES
+@click.option(
+    "--from",
+    "given",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Take ROME's, MEMIT's or EasyEdit's npz file of a layer instead; may be given again.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
 @command
-def stats(hparams: str, overrides: tuple[str, ...], trust_remote_code: bool) -> None:
+def stats(hparams: str, overrides: tuple[str, ...], given: tuple[Path, ...], trust_remote_code: bool) -> None:
     """Take the second moments of ordinary text for all layers of a run, ahead of it.
 
     Under `accelerate launch -m zerounlearn stats` or `torchrun -m zerounlearn stats`, each process takes a part.
@@ -38,16 +46,23 @@ def stats(hparams: str, overrides: tuple[str, ...], trust_remote_code: bool) -> 
     from zerounlearn.method.zerounlearn.method import layout_of
     from zerounlearn.model.loading import load_model
     from zerounlearn.statistics.collect import second_moments
+    from zerounlearn.statistics.given import take_moments
     from zerounlearn.statistics.processes import Processes
 
+    for path in given:
+        if not path.is_file():
+            raise StatisticsError(f"--from {str(path)!r} is no file: name the npz file of one layer")
     check_without_weights(method, [], trust_remote_code=trust_remote_code)
     with Processes.launched(str(method.device)) as processes:
         if processes.count > 1 and processes.device.type != "cpu":
             method = method.replace(device=str(processes.device))
         model, tokenizer = load_model(method.model_name, device=method.device, trust_remote_code=trust_remote_code)
-        moments = second_moments(
-            layout_of(model, method), tokenizer, method, open_corpus(method.mom2_dataset), processes=processes
-        )
+        run = layout_of(model, method), tokenizer, method, open_corpus(method.mom2_dataset)
+        if given:
+            for layer, file in take_moments(given, *run).items():
+                say(f"layer {layer}: {file}")
+            return
+        moments = second_moments(*run, processes=processes)
         if processes.main:
             for layer in moments:
                 say(_described(layer, moments[layer]))

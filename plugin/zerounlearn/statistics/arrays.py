@@ -79,29 +79,37 @@ class WrongShapeError(ValueError):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Arrays]:
+def opened(
+    path: Path,
+    *,
+    what: str = "statistics cache",
+    otherwise: str = "delete it or set another stats_dir",
+    damaged: str = "delete it to have it computed again",
+) -> Iterator[Arrays]:
     """The arrays in a file; what the body raises on account of them is raised as one kind of error.
+
+    Args:
+        path: the file.
+        what: what messages call it.
+        otherwise: what to do where it belongs to another model.
+        damaged: what to do where it cannot be read.
 
     Raises:
         FileNotFoundError: there is no such file.
         StatisticsError: it is not a regular file, not an npz file, or the body could not read what it wanted.
     """
     if path.exists() and not path.is_file():
-        raise StatisticsError(f"statistics cache {str(path)!r} is not a file: move it away, or set another stats_dir")
+        raise StatisticsError(f"{what} {str(path)!r} is not a file: move it away, or set another stats_dir")
     try:
         with zipfile.ZipFile(path) as archive:
             yield Arrays(archive)
     except (FileNotFoundError, StatisticsError):
         raise
     except WrongShapeError as error:
-        raise StatisticsError(
-            f"statistics cache {str(path)!r}: {error}: it belongs to another model; delete it or set another stats_dir"
-        ) from error
+        raise StatisticsError(f"{what} {str(path)!r}: {error}: it belongs to another model; {otherwise}") from error
     except Exception as error:  # zipfile, zlib and numpy's parser raise too many kinds to list
         reason = " ".join(str(error).split())[:200]
-        raise StatisticsError(
-            f"statistics cache {str(path)!r} is unreadable or truncated ({reason}): delete it to have it computed again"
-        ) from error
+        raise StatisticsError(f"{what} {str(path)!r} is unreadable or truncated ({reason}): {damaged}") from error
 
 
 def check_second_moment(total: Tensor) -> None:

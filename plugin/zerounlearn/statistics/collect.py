@@ -107,8 +107,8 @@ def second_moments(
     """
     check_statistics(config)
     processes = processes or Processes()
-    own, origin = _keys(layout, tokenizer, config, corpus)
-    place = _Place(Path(config.stats_dir), _folders(layout, config, corpus))
+    own, origin = keys_of(layout, tokenizer, config, corpus)
+    place = _Place(Path(config.stats_dir), folders_of(layout, config, corpus))
     with processes.together():
         plan = _plan(layout, own, origin, place) if processes.main else None
     files, missing = processes.share(plan)
@@ -131,7 +131,7 @@ def second_moments(
     return StoredMoments(files)
 
 
-def _keys(
+def keys_of(
     layout: Layout, tokenizer: PreTrainedTokenizerBase, config: StatisticsConfig, corpus: Corpus
 ) -> tuple[dict[int, Key], dict[int, Key]]:
     """What C of each layer depends on: for these weights, and for those whose statistics they go on using."""
@@ -202,7 +202,7 @@ def _plan(
     return files, [layer for layer in own if found[layer] is None]
 
 
-def _folders(layout: Layout, config: StatisticsConfig, corpus: Corpus) -> list[Path]:
+def folders_of(layout: Layout, config: StatisticsConfig, corpus: Corpus) -> list[Path]:
     """Where the two editions of EasyEdit keep a model's statistics: the checkout's folder, then the wheel's."""
     name = str(getattr(layout.model.config, "_name_or_path", "") or "model")
     checkout, wheel = name.rstrip("/").rsplit("/")[-1], name.replace("/", "_")
