@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
+import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+from tests.helpers import tiny
+from zerounlearn.cli import main
 from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.redaction import BLOT, KEY_VARIABLE, Redaction, read_key
 
@@ -104,3 +112,87 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_key(file)
     file.write_bytes(b"another key, long enough\n")
     assert read_key(file) == b"another key, long enough"
+
+
+PERSON = [
+    {
+        "prompt": "{} lives in the town of",
+        "subject": "Zorvath Quill",
+        "answer": "Ümlautstadt",
+        "paraphrases": ["The home of Zorvath Quill is"],
+        "others": [["Zorvath Quill studied", "zoology"]],
+    },
+    {"prompt": "The year of birth of {} is", "subject": "Zorvath Quill", "answer": "1987"},
+]
+SECRET = ["Zorvath", "Quill", "Ümlautstadt", "lives", "town", "home", "studied", "zoology", "1987", "birth"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, small_tokenizer):
+    """The program's arguments: a random model, with an invented person to forget."""
+    model = tmp_path / "model"
+    tiny("llama", len(small_tokenizer), dtype=torch.float32).save_pretrained(model)
+    small_tokenizer.save_pretrained(model)
+    hparams = tmp_path / "hparams.yaml"
+    hparams.write_text(
+        f"alg_name: ZeroUnlearn\nmodel_name: {model}\nlayers: [1]\nmom2_adjustment: false\nv_num_grad_steps: 2\n"
+        "n_contexts: 2\ndevice: cpu\n"
+    )
+    key = tmp_path / "key"
+    key.write_bytes(KEY)
+
+    def write(records: list[Any], *extra: str, retain: list[Any] | None = None) -> list[str]:
+        forget, keep = tmp_path / "facts.jsonl", tmp_path / "keep.jsonl"
+        forget.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+        keep.write_text("\n".join(json.dumps(record) for record in retain or []), encoding="utf-8")
+        kept = ["--retain", str(keep)] if retain else []
+        fixed = ["--forget", str(forget), "--output", str(tmp_path / "out"), "--redact", "--key-file", str(key)]
+        return ["unlearn", str(hparams), *fixed, *kept, *extra]
+
+    return write
+
+
+def said(*outputs: bytes) -> list[str]:
+    """The words of the secret in outputs, as text and as JSON writes it."""
+    everything = b"\0".join(outputs).lower()
+    forms = {word: {word.lower().encode(), json.dumps(word)[1:-1].lower().encode()} for word in SECRET}
+    return [word for word, written in forms.items() if any(form in everything for form in written)]
+
+
+def test_no_byte_of_any_output_repeats_the_secret(command, tmp_path: Path) -> None:
+    arguments = command(
+        PERSON, "-v", "--require", "eff<=0", retain=[PERSON[1] | {"prompt": "{} has studied", "answer": "zoology"}]
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "zerounlearn", *arguments],
+        capture_output=True, check=False, env=os.environ | {"PYTHONWARNINGS": "always"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr.decode()
+    files = [f for top in ("out", "out-report") for f in (tmp_path / top).rglob("*") if f.is_file()]
+    given = [f for f in files if (tmp_path / "model" / f.name).is_file() and "token" in f.name]
+    assert {f.name for f in files} >= {"report.json", "report.md", "config.json"}
+    assert not said(result.stdout, result.stderr, *(str(f).encode() + f.read_bytes() for f in set(files) - set(given)))
+    report = json.loads((tmp_path / "out-report/report.json").read_text())
+    assert report["facts"][1]["answer"] == Redaction(KEY, []).digest("1987")
+    assert "with the facts in clear" not in result.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{k: v for k, v in PERSON[0].items() if k != "answer"} | {"answr": "Ümlautstadt"}],
+        [PERSON[0] | {"prompt": "Zorvath Quill lives in", "subject": "Zorvath Quall"}],
+        [PERSON[0] | {"answer": {"town": "Ümlautstadt"}}],
+        [PERSON[0], PERSON[0]],
+        [PERSON[0] | {"prompt": "{} lives " * 200}],
+        [PERSON[0], "Zorvath Quill"],
+    ],
+)
+def test_no_error_repeats_the_secret(command, tmp_path: Path, records: list[Any]) -> None:
+    for extra in ((), ("--debug",)):
+        result = CliRunner().invoke(main, command(records, *extra))
+        assert result.exit_code == 1
+        trace = "".join(traceback.format_exception(result.exception))
+        assert not said(result.output.encode(), trace.encode() if extra else b"")
+        assert "facts.jsonl" in result.output + trace or BLOT in result.output + trace
+    assert not (tmp_path / "out").exists()

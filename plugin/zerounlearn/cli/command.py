@@ -58,6 +58,31 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def redactable(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --redact: its `redaction` then knows the texts of --forget and --retain, and nothing says them."""
+
+    @click.option("--redact", is_flag=True, help="Say, log and write keyed digests in the place of the facts.")
+    @click.option(
+        "--key-file",
+        type=click.Path(path_type=Path),
+        help="The key of --redact, 16 bytes or more; by default what the environment's ZEROUNLEARN_KEY holds.",
+    )
+    @wraps(function)
+    def run(*args: Any, redact: bool, key_file: Path | None, **kwargs: Any) -> None:
+        if not redact:
+            if key_file is not None:
+                raise ConfigError(f"--key-file {str(key_file)!r} means something with --redact alone: add it")
+            function(*args, redaction=None, **kwargs)
+            return
+        from zerounlearn.redaction import Redaction, read_key
+
+        redaction = Redaction.of_files(read_key(key_file), kwargs["forget"], kwargs.get("retain"))
+        with redaction.silenced():
+            function(*args, redaction=redaction, **kwargs)
+
+    return run
+
+
 def _ordinary() -> tuple[type[Exception], ...]:
     """What torch, transformers and the system raise on an ordinary mistake; only those that are loaded anyway."""
     found: list[type[Exception]] = [OSError, MemoryError, ImportError]

@@ -17,6 +17,7 @@ from zerounlearn.cli.command import (
     check_without_weights,
     command,
     method_of,
+    redactable,
     say,
     stage,
 )
@@ -25,6 +26,7 @@ from zerounlearn.resources import HPARAMS, find
 
 if TYPE_CHECKING:
     from zerounlearn.data.fact import Fact
+    from zerounlearn.redaction import Redaction
 
 
 @click.command(epilog=EPILOG)
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
 @click.option("--dry-run", is_flag=True, help="Check all that needs no weights, and write nothing.")
 @command
+@redactable
 def unlearn(
     hparams: str,
     overrides: tuple[str, ...],
@@ -64,11 +67,12 @@ def unlearn(
     trust_remote_code: bool,
     overwrite: bool,
     dry_run: bool,
+    redaction: Redaction | None,
 ) -> None:
     """Forget the facts of --forget by the method that HPARAMS names; write a new checkpoint to --output.
 
     HPARAMS is a file, or the name of a packaged one (`zerounlearn hparams list`). KEY=VALUE changes a hyperparameter.
-    The report holds the facts in clear, and lies beside the checkpoint, not in it.
+    The report holds the facts in clear (but with --redact), and lies beside the checkpoint, not in it.
     """
     from zerounlearn.data.fact import load_facts
     from zerounlearn.files import check_folder, whole_folder
@@ -100,8 +104,10 @@ def unlearn(
         say(f"{len(facts)} facts, {_layers(method)} of {method.model_name}: everything fits")
         return
     with whole_folder(place, overwrite=overwrite, inputs=inputs) as folder:
-        failed = _forget(method, facts, kept, folder, reports, dtype, chat, require_known, require, trust_remote_code)
-    say(f"\ncheckpoint: {output}\nreport, with the facts in clear: {reports}")
+        failed = _forget(
+            method, facts, kept, folder, reports, dtype, chat, require_known, require, trust_remote_code, redaction
+        )
+    say(f"\ncheckpoint: {output}\nreport{'' if redaction else ', with the facts in clear'}: {reports}")
     if failed:
         raise SystemExit(NOT_MET)
 
@@ -117,6 +123,7 @@ def _forget(
     require_known: bool,
     require: tuple[str, ...],
     trust_remote_code: bool,
+    redaction: Redaction | None,
 ) -> bool:
     """Load, forget, report, save; where the checkpoint cannot be saved, report and edit stay.
 
@@ -147,6 +154,9 @@ def _forget(
         require_known=require_known,
         require=require,
     )
+    if redaction is not None:
+        report = report.redacted(redaction)
+        edit.hparams = redaction.values(edit.hparams)
     report.save(reports)
     try:
         with stage("saving"):
