@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from zerounlearn.data.records import read_records
-from zerounlearn.data.text import unspaced
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
+from zerounlearn.model.tokens import unspaced
 
 KEY_VARIABLE = "ZEROUNLEARN_KEY"
 BLOT = "▮"
@@ -83,7 +83,7 @@ class Redaction:
         self._key = key
         words = {word for text in texts for word in re.findall(r"\w+", text) if _tells(word)}
         patterns = [
-            re.escape(word) if len(word) >= _LONG or unspaced(word) else rf"(?:\b|(?<=\\[nrt])){re.escape(word)}\b"
+            re.escape(word) if len(word) >= _LONG or _unspaced(word) else rf"(?:\b|(?<=\\[nrt])){re.escape(word)}\b"
             for word in sorted(words, key=len, reverse=True)
         ]
         self._words = re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
@@ -183,8 +183,12 @@ def _tells(word: str) -> bool:
     return (
         len(word) >= _LONG
         or (len(word) > 1 and (word[0].isupper() or any(c.isdigit() for c in word)))
-        or unspaced(word)
+        or _unspaced(word)
     )
+
+
+def _unspaced(word: str) -> bool:
+    return any(map(unspaced, word))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -51,11 +51,6 @@ def refused_character(text: str) -> str | None:
     return f"U+{ord(match.group()):04X} at position {match.start()}, {kind}"
 
 
-def unspaced(text: str) -> bool:
-    """Whether a text has a letter of a script that puts no space between words."""
-    return _UNSPACED.search(text) is not None
-
-
 def mentions(text: str, name: str, *, whole: bool, ignore_case: bool = False) -> list[tuple[int, int]]:
     """Spans of `text` that are canonically equivalent to `name`, from left to right.
 
