@@ -124,6 +124,12 @@ def _batch_bounds(lengths: Sequence[int], tokens: int) -> list[int]:
     return bounds
 
 
+def joined_rows(parts: Sequence[Tensor]) -> Tensor:
+    """(Σ n, t, ...) of what a hook saw in the parts of one `record`, padded to the first part's length t."""
+    length = parts[0].shape[1]
+    return torch.cat([F.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1])) for x in parts])
+
+
 class _Joining:
     """Makes one tape of all rows out of its parts, of which the first has the longest rows."""
 

@@ -131,7 +131,7 @@ def separability(
     """
     if not facts or not texts:
         raise RequestError(f"facts={len(facts)}, texts={len(texts)}: a map needs at least one of each")
-    layout = _whole_layout(model, method)
+    layout = whole_layout(model, method)
     prompts = _prompts(facts, {"answer": same_answer, "unrelated": unrelated, _KEPT: retain})
     rows, reads, owners = [], [], []
     for number, prompt in enumerate(prompts):
@@ -162,7 +162,7 @@ def separability(
     return SeparabilityMap(tuple(separations), counts)
 
 
-def _whole_layout(model: PreTrainedModel, method: ZeroUnlearn) -> Layout:
+def whole_layout(model: PreTrainedModel, method: ZeroUnlearn) -> Layout:
     """The layout with every layer of the model."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     return find_layout(model, method.replace(layers=list(range(depth))))
