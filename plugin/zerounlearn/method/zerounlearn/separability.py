@@ -8,6 +8,7 @@ subjects of the relation, facts with the same answer, and unrelated facts (which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,6 +61,22 @@ class Separation:
 
 
 @dataclass(frozen=True)
+class Suggestion:
+    """Where to edit by a map: layers and place, and how far what must follow is from what must stay there.
+
+    `margin` is the mean share of the update that paraphrases get, less the largest mean share of another group.
+    """
+
+    layers: list[int]
+    fact_token: FactToken
+    margin: float
+
+    def __str__(self) -> str:
+        at = "prompt's last token" if self.fact_token == "last" else "subject's last token"
+        return f"layers {self.layers[0]} to {self.layers[-1]}, the {at} (margin {self.margin:.2f})"
+
+
+@dataclass(frozen=True)
 class SeparabilityMap:
     """A forget set's map: one `Separation` for each layer and place, layers ascending."""
 
@@ -81,6 +98,22 @@ class SeparabilityMap:
 
         share = {group: mean("share", group) for group in GROUPS}
         return Separation(chosen[0].layer, fact_token, share, {g: mean("auc", g) for g in GROUPS[1:]})
+
+    def suggestion(self, layers: int = 5) -> Suggestion | None:
+        """The window of so many layers, and the place, where paraphrases stand out most; None without paraphrases.
+
+        See docs/method.md, "Where to edit", for how well the map predicts what an edit there does.
+        """
+        depth = 1 + max(s.layer for s in self.separations)
+        found = []
+        for place in PLACES:
+            for start in range(depth - min(layers, depth) + 1):
+                window = list(range(start, min(start + layers, depth)))
+                share = self.window(window, place).share
+                others = [share[group] for group in GROUPS[1:] if not math.isnan(share[group])]
+                if others and not math.isnan(share["paraphrases"]):
+                    found.append(Suggestion(window, place, share["paraphrases"] - max(others)))
+        return max(found, key=lambda one: one.margin, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
