@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         FrameworkError,
         IllPosedError,
         LayoutError,
+        LedgerError,
         OutputError,
         RegistrationError,
         RequestError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         ZeroUnlearnError,
     )
     from zerounlearn.evaluation.registry import metrics
+    from zerounlearn.ledger.books import Ledger
     from zerounlearn.method.base import load_method, methods
     from zerounlearn.method.edit import Edit
     from zerounlearn.method.gradient.dpo import DPO, IdkPO
@@ -63,6 +65,7 @@ _HOMES = {
         "FrameworkError",
         "IllPosedError",
         "LayoutError",
+        "LedgerError",
         "OutputError",
         "RegistrationError",
         "RequestError",
@@ -70,6 +73,7 @@ _HOMES = {
         "ZeroUnlearnError",
     ),
     "evaluation.registry": ("metrics",),
+    "ledger.books": ("Ledger",),
     "method.base": ("load_method", "methods"),
     "method.edit": ("Edit",),
     "method.gradient.dpo": ("DPO", "IdkPO"),
@@ -103,6 +107,8 @@ __all__ = [
     "IdkPO",
     "IllPosedError",
     "LayoutError",
+    "Ledger",
+    "LedgerError",
     "OutputError",
     "RegistrationError",
     "Report",
