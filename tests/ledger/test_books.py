@@ -114,6 +114,11 @@ def test_bad_input_is_refused_and_nothing_entered(
     assert ledger.books().head == head
 
 
+def test_a_file_has_a_url_too(file: Place) -> None:
+    filled(file)
+    assert len(Ledger.open(f"sqlite:///{file.url}").books().requests) == 4
+
+
 def test_a_date_ends_with_its_day() -> None:
     assert moment("2026-12-31", "due", end=True) == "2026-12-31T23:59:59+00:00"
     assert moment("2026-12-31T00:30:00Z", "due") == "2026-12-31T00:30:00+00:00"
@@ -160,7 +165,7 @@ def test_every_change_of_the_events_shows(kind: str, place: Place) -> None:
     place.rewrite(list)
     assert ledger.verify() == []  # the harness itself leaves no trace
     place.rewrite(TAMPERED[kind])
-    assert Ledger.open(place.url).verify() != []
+    assert Ledger.open(place.url, create=True).verify() != []
     with pytest.raises(LedgerError, match="not as it was written"):
         ledger.add(facts("Rome"))
 

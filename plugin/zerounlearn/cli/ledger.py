@@ -196,7 +196,9 @@ def status(html: Path | None, as_data: bool, where: str, key_file: Path | None) 
         for cut_off in books.unfinished:
             click.echo(f"run {cut_off.number} is at work, or did not finish: requests {cut_off.requests}")
     if problems:
-        click.echo(f"the books are not as they were written: {problems[0]}; see `zerounlearn ledger verify`", err=True)
+        raise click.ClickException(
+            f"the books are not as they were written: {problems[0]}; see `zerounlearn ledger verify`"
+        )
 
 
 @ledger.command(epilog=EPILOG)

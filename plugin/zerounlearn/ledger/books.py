@@ -89,7 +89,7 @@ class Ledger:
         ledger = cls(Database(where), key)
         if create:
             with ledger.database.writing(create=True) as connection:
-                if not _events(connection):
+                if ledger.database.made:
                     page = Page(connection, [])
                     page.append("opened", schema=schema.VERSION, ledger=uuid.uuid4().hex, key_check=key_check(key))
         ledger._check_key(needed=False)
@@ -120,7 +120,11 @@ class Ledger:
     def books(self) -> Books:
         """What the events add up to."""
         with self.database.reading() as connection:
-            return Books.of(_events(connection))
+            events = _events(connection)
+        try:
+            return Books.of(events)
+        except LedgerError as error:
+            raise LedgerError(f"the books are not as they were written: {error}") from error
 
     @contextmanager
     def page(self) -> Iterator[Page]:

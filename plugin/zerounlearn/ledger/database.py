@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from zerounlearn.errors import FrameworkError, LedgerError, reason_of
 from zerounlearn.ledger import schema
+
+log = logging.getLogger(__name__)
 
 _WAIT = 60
 """Seconds that a writer waits for those before it."""
@@ -38,6 +41,7 @@ class Database:
         url = _url(str(where))
         self.file = Path(str(url.database)).expanduser() if url.get_backend_name() == "sqlite" else None
         self.name = str(self.file) if self.file is not None else url.render_as_string(hide_password=True)
+        self.made = False  # whether the tables are this object's work
         self._runs = 0
         try:
             self._engine = _engine(url, self.file)
@@ -82,6 +86,7 @@ class Database:
             raise LedgerError(f"{self.name!r} holds something else (a table {others[0]!r}): name another file")
         schema.create(connection)
         connection.execute(schema.about.insert().values(version=schema.VERSION))
+        self.made = True
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -128,9 +133,12 @@ class Database:
         SQLite overwrites them as it deletes them (`secure_delete`); PostgreSQL keeps them until the table is rewritten.
         """
         if self.file is None:
-            with self._said(), self._engine.connect() as connection:
-                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-                connection.execute(text(f"VACUUM (FULL) {schema.facts.name}"))
+            try:
+                with self._said(), self._engine.connect() as connection:
+                    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                    connection.execute(text(f"VACUUM (FULL) {schema.facts.name}"))
+            except LedgerError as error:  # the rows themselves are gone
+                log.warning("what was purged may lie in the server's files still: %s", error)
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
@@ -200,7 +208,7 @@ def _engine(url: URL, file: Path | None) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute("PRAGMA secure_delete = ON")
 
     @event.listens_for(engine, "begin")

@@ -218,8 +218,16 @@ def _on_disk(*paths: Path) -> None:
 
 def _numbers(phase: Phase) -> dict[str, float | None]:
     """The means of a report's phase, none of them infinite."""
-    values = {name: value for name, value in asdict(phase).items() if name != "known"}
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+    return {name: _finite(value) for name, value in asdict(phase).items() if name != "known"}
+
+
+def _verdict(said: tuple[bool, float]) -> list[Any]:
+    return [said[0], _finite(said[1])]
+
+
+def _finite(value: float | None) -> float | None:
+    """What JSON can hold; a model that is ruined gives others."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _finish(
@@ -237,8 +245,8 @@ def _finish(
         {
             "request": request,
             "reason": STILL_SAID if fact.after.forget[0] else "",
-            "before": list(fact.before.forget),
-            "after": list(fact.after.forget),
+            "before": _verdict(fact.before.forget),
+            "after": _verdict(fact.after.forget),
         }
         for request, fact in zip(facts, report.facts, strict=True)
     ]

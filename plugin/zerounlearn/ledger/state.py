@@ -43,8 +43,8 @@ class LedgerRequest:
     state: str = PENDING
     reason: str = ""
     run: int | None = None
-    before: tuple[bool, float] | None = None
-    after: tuple[bool, float] | None = None
+    before: tuple[bool, float | None] | None = None
+    after: tuple[bool, float | None] | None = None
     audit: str = ""
     held: bool = True
 

@@ -55,7 +55,7 @@ def _row(request: LedgerRequest, at: str) -> dict[str, str]:
     }
 
 
-def _yes(said: tuple[bool, float]) -> str:
+def _yes(said: tuple[bool, float | None]) -> str:
     return "yes" if said[0] else "no"
 
 
