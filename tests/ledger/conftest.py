@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from zerounlearn.ledger.events import Event
-
-_numbers = count()
 
 
 def facts(*subjects: str, answer: str = "Paris") -> list[dict[str, Any]]:
@@ -68,7 +65,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """A PostgreSQL server of this session's own, on a socket; its URL up to the database's name."""
+    """A PostgreSQL server of this session's own, on a socket; its database's URL."""
     found = shutil.which("initdb") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
     if found is None:
         pytest.skip("no PostgreSQL server is installed (initdb is not on the PATH)")
@@ -85,7 +82,7 @@ def server() -> Iterator[str]:
     options = f"-k {folder} -c listen_addresses= -c fsync=off -c full_page_writes=off"
     control = [programs / "pg_ctl", "-D", folder / "data", "-w"]
     subprocess.run([*control, "-l", folder / "log", "-o", options, "start"], **quiet)
-    yield f"postgresql://ledger@/{{}}?host={folder}"
+    yield f"postgresql://ledger@/postgres?host={folder}"
     subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -95,10 +92,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place for a ledger, of each kind."""
     if request.param == "sqlite":
         return Place(str(tmp_path / "ledger.sqlite"))
-    server = request.getfixturevalue("server")
-    name = f"ledger_{next(_numbers)}"
-    Place(server.format("postgres")).execute(f"CREATE DATABASE {name}")
-    return Place(server.format(name))
+    database = Place(request.getfixturevalue("server"))
+    database.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    return database
 
 
 @pytest.fixture

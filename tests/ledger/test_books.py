@@ -18,9 +18,9 @@ import pytest
 import zerounlearn as zu
 from tests.ledger.conftest import Place, facts
 from zerounlearn.errors import ConfigError, LedgerError, RequestError
-from zerounlearn.ledger.books import Ledger, moment
+from zerounlearn.ledger.books import Ledger
 from zerounlearn.ledger.digests import fact_digest, read_key
-from zerounlearn.ledger.events import Event
+from zerounlearn.ledger.events import Event, moment
 from zerounlearn.ledger.state import PENDING
 
 KEY = b"0123456789abcdef"
@@ -478,10 +478,10 @@ def test_one_run_at_a_time_and_a_killed_one_lets_go(place: Place) -> None:
 
 
 @pytest.mark.integration
-def test_ten_thousand_requests_are_no_burden(file: Place) -> None:
+def test_thousands_of_requests_are_no_burden(file: Place) -> None:
     ledger = Ledger.open(file.url, create=True)
-    ledger.add(facts(*(f"place {i}" for i in range(10_000))))
+    ledger.add(facts(*(f"place {i}" for i in range(3_000))))
     start = time.process_time()
     ledger.add(facts("one more"))
     assert ledger.verify() == []
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 5

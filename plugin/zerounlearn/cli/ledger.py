@@ -81,7 +81,7 @@ def add(
 ) -> None:
     """Enter the facts of a file as requests; the first one begins the ledger."""
     from zerounlearn.data.fact import load_facts
-    from zerounlearn.ledger.books import moment
+    from zerounlearn.ledger.events import moment
 
     loaded = load_facts(facts)
     for field, given in (("received", received), ("due", due)):

@@ -1,7 +1,7 @@
 """The ledger: requests to forget with their dates and owners, what was done for each, in books that show any change.
 
-Reading order: `digests`, `events` (the chain), `state` (what the events add up to), `schema`, `database`, `books` (the
-ledger itself), `hidden`, `forget` (a run), `revert`, `views` (table, page, CSV).
+Reading order: `digests`, `events` (the chain), `state` (what the events add up to), `in_clear` (the facts),
+`schema`, `database`, `books` (the ledger itself), `hidden`, `forget` (a run), `revert`, `views` (table, page, CSV).
 """
 
 from zerounlearn.errors import FrameworkError

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date, datetime, time, timezone
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from zerounlearn.data.fact import Fact, load_facts
-from zerounlearn.data.request import Request, check_text
+from zerounlearn.data.request import check_text
 from zerounlearn.errors import LedgerError, RequestError
 from zerounlearn.ledger import schema
 from zerounlearn.ledger.database import Database
-from zerounlearn.ledger.digests import canonical, fact_digest, key_check
-from zerounlearn.ledger.events import Event, broken, lacks, now
+from zerounlearn.ledger.digests import fact_digest, key_check
+from zerounlearn.ledger.events import Event, broken, lacks, moment, now
+from zerounlearn.ledger.in_clear import read, strange, written
 from zerounlearn.ledger.state import DONE, FAILED, PENDING, REVERTED, Books
-from zerounlearn.model.tokens import Query
 
 _LONGEST_OWNER = 200
 
@@ -47,7 +45,7 @@ class Page:
 
     def keep(self, request: int, fact: Fact) -> None:
         """Write a fact in clear beside the chain."""
-        self._connection.execute(insert(schema.facts).values(request=request, fact=_written(fact)))
+        self._connection.execute(insert(schema.facts).values(request=request, fact=written(fact)))
 
     def purge(self, requests: Sequence[int]) -> None:
         """Delete facts in clear, and say so in the chain."""
@@ -60,7 +58,7 @@ class Page:
         """Those in clear that are still kept, by request."""
         wanted = set(requests)
         rows = self._connection.execute(select(schema.facts).order_by(schema.facts.c.request))
-        return {row.request: _read(row.fact) for row in rows if row.request in wanted}
+        return {row.request: read(row.fact) for row in rows if row.request in wanted}
 
 
 class Ledger:
@@ -305,72 +303,11 @@ class Ledger:
         if head is not None and (problem := lacks(events, head)):
             found.append(problem)
         try:
-            found += self._strange_facts(Books.of(events), rows)
+            found += strange(Books.of(events), rows, self._key)
         except LedgerError as error:
             found.append(str(error))
         return found
 
-    def _strange_facts(self, books: Books, rows: dict[int, str]) -> list[str]:
-        """What the facts in clear say of the books: events that are gone, facts that are gone or others."""
-        found = []
-        for number, text in rows.items():
-            request = books.requests.get(number)
-            if request is None or not request.held:
-                what = "was purged" if request else "no event adds"
-                found.append(f"a fact is kept of request {number}, which {what}")
-            elif (books.key_check == "" or self._key is not None) and _digest(text, self._key) != request.digest:
-                found.append(f"the fact in clear of request {number} was changed")
-        gone = [one.id for one in books.requests.values() if one.held and one.id not in rows]
-        return found + [f"the fact in clear of request {number} is gone, and no event purged it" for number in gone]
-
-
-def moment(text: str, field: str, *, end: bool = False) -> str:
-    """A date, or a time with its zone, as UTC in ISO 8601; a date is its first second, or its last.
-
-    Raises:
-        RequestError: it is neither.
-    """
-    try:
-        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-            found = datetime.combine(date.fromisoformat(text), time(23, 59, 59) if end else time(), timezone.utc)
-        else:
-            found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        if found.tzinfo is None:
-            raise ValueError
-        return found.astimezone(timezone.utc).isoformat(timespec="seconds")
-    except (ValueError, OverflowError):
-        raise RequestError(
-            f"--{field} {text!r}: expected a date as 2026-12-31, or a time with its zone as 2026-12-31T12:00+01:00"
-        ) from None
-
 
 def _events(connection: Connection) -> list[Event]:
     return [Event(*row) for row in connection.execute(select(schema.events).order_by(schema.events.c.number))]
-
-
-def _written(fact: Fact) -> str:
-    return canonical(asdict(fact))
-
-
-def _read(text: str) -> Fact:
-    """What `_written` wrote.
-
-    Raises:
-        LedgerError: somebody else wrote it.
-    """
-    try:
-        found = json.loads(text)
-        neighbours, others = (
-            tuple(Query(*pair) if len(pair) > 2 else (pair[0], pair[1]) for pair in found[name])
-            for name in ("neighbours", "others")
-        )
-        return Fact(Request(**found["request"]), tuple(found["paraphrases"]), neighbours, others)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise LedgerError("a fact in clear is no record of ours: somebody has changed the database") from error
-
-
-def _digest(text: str, key: bytes | None) -> str:
-    try:
-        return fact_digest(_read(text).request, key)
-    except (LedgerError, TypeError):
-        return ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import date, datetime, time, timezone
 from typing import Any
 
+from zerounlearn.errors import RequestError
 from zerounlearn.ledger.digests import canonical
 
 NOTHING = "0" * 64
@@ -70,6 +72,26 @@ def _hash(fields: Mapping[str, Any]) -> str:
 def now() -> str:
     """UTC in ISO 8601 with its zone, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def moment(text: str, field: str, *, end: bool = False) -> str:
+    """A date, or a time with its zone, as UTC in ISO 8601; a date is its first second, or its last.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            found = datetime.combine(date.fromisoformat(text), time(23, 59, 59) if end else time(), timezone.utc)
+        else:
+            found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        if found.tzinfo is None:
+            raise ValueError
+        return found.astimezone(timezone.utc).isoformat(timespec="seconds")
+    except (ValueError, OverflowError):
+        raise RequestError(
+            f"--{field} {text!r}: expected a date as 2026-12-31, or a time with its zone as 2026-12-31T12:00+01:00"
+        ) from None
 
 
 def broken(events: Iterable[Event]) -> list[str]:
