@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         ZeroUnlearnError,
     )
     from zerounlearn.evaluation.registry import metrics
-    from zerounlearn.ledger.books import Ledger
     from zerounlearn.method.base import load_method, methods
     from zerounlearn.method.edit import Edit
     from zerounlearn.method.gradient.dpo import DPO, IdkPO
@@ -73,7 +72,6 @@ _HOMES = {
         "ZeroUnlearnError",
     ),
     "evaluation.registry": ("metrics",),
-    "ledger.books": ("Ledger",),
     "method.base": ("load_method", "methods"),
     "method.edit": ("Edit",),
     "method.gradient.dpo": ("DPO", "IdkPO"),
@@ -107,7 +105,6 @@ __all__ = [
     "IdkPO",
     "IllPosedError",
     "LayoutError",
-    "Ledger",
     "LedgerError",
     "OutputError",
     "RegistrationError",

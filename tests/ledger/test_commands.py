@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,16 @@ def test_a_run_with_nothing_to_do_loads_no_model(
     ledger("revert", 1, 2)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
     assert "no request is pending" in ledger("run", "ga.yaml", "--output", "out", code=1).output
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("sqlalchemy", "ledger"), ("psycopg", "postgres")])
+def test_an_extra_that_is_missing_is_named(missing: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from zerounlearn.cli import main; main()"
+    command = [sys.executable, "-c", code, "ledger", "status", "--ledger", "postgresql://nobody@/none?host=/none"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"pip install 'zerounlearn[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_views_show_texts_as_they_are() -> None:
