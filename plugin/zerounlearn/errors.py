@@ -65,3 +65,7 @@ class FrameworkError(ZeroUnlearnError, ImportError):
 
 class RegistrationError(ZeroUnlearnError, RuntimeError):
     """The framework's table already holds something else under our name."""
+
+
+class LedgerError(ZeroUnlearnError, RuntimeError):
+    """A ledger is missing, locked, of another version or not as it was written, or refuses what it is told."""

@@ -6,6 +6,7 @@ import click
 
 from zerounlearn.cli import lists
 from zerounlearn.cli.command import EPILOG
+from zerounlearn.cli.ledger import ledger
 from zerounlearn.cli.stats import stats
 from zerounlearn.cli.study import study
 from zerounlearn.cli.trace import trace
@@ -22,5 +23,15 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
     """Make a language model forget facts, and measure it."""
 
 
-for _command in (unlearn, stats, trace, study, lists.list_entries, lists.show, lists.hparams_files, lists.models):
+for _command in (
+    unlearn,
+    ledger,
+    stats,
+    trace,
+    study,
+    lists.list_entries,
+    lists.show,
+    lists.hparams_files,
+    lists.models,
+):
     main.add_command(_command)
