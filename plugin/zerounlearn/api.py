@@ -200,8 +200,7 @@ def unlearn_and_report(
         with clock("evaluation"):
             before = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         _check_known(before.phase, required=require_known)
-        edit = run.apply(model, tokenizer, requests, retain=kept)
-        edit.forgot(requests)
+        (edit := run.apply(model, tokenizer, requests, retain=kept)).forgot(requests)
         with _undone_if_it_fails(edit), clock("evaluation"):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         report = Report(

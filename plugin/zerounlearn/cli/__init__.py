@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zerounlearn.cli import lists
+from zerounlearn.cli import edits, lists
 from zerounlearn.cli.command import EPILOG
 from zerounlearn.cli.stats import stats
 from zerounlearn.cli.study import study
@@ -21,5 +21,17 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
     """Make a language model forget facts, and measure it."""
 
 
-for _command in (unlearn, stats, study, lists.list_entries, lists.show, lists.hparams_files, lists.models):
+for _command in (
+    unlearn,
+    edits.apply,
+    edits.revert,
+    edits.merge,
+    edits.inspect,
+    stats,
+    study,
+    lists.list_entries,
+    lists.show,
+    lists.hparams_files,
+    lists.models,
+):
     main.add_command(_command)

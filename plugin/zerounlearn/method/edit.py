@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zerounlearn.core.bits import difference, moved
 from zerounlearn.core.factors import added, moved_by
+from zerounlearn.core.solve import distance
 from zerounlearn.data.request import Request, fact_digest
 from zerounlearn.errors import EditError
 from zerounlearn.method.restore import restored_if_it_fails
@@ -75,6 +76,7 @@ class Edit:
         fixes: by parameter name, what rounding the sum is off by (`core.bits`); empty but for whole changes.
         originals: by parameter name, what taking the change off is off by; only in an edit whose file carries it.
         dtypes: of the changed weights, by parameter name.
+        norms: ‖W‖ of the changed weights before the edit, by parameter name.
         version: of this package, that made the edit.
         vectors: z* and V_u, for runs that differ in nothing but how the layers are solved for; not saved.
         undo: what takes the edit back where it is more than weights (EasyEdit's GRACE and WISE wrap modules).
@@ -93,6 +95,7 @@ class Edit:
     prefixes: list[str] = field(default_factory=list)
     steps: dict[str, list[int]] = field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
     requests: Sequence[Request] = field(default=(), repr=False)
     facts: list[str] = field(default_factory=list)
     traces: Traces | None = field(default=None, repr=False)
@@ -128,12 +131,12 @@ class Edit:
         for name, old in originals.items():
             new = weight_of(model, name)
             self.digests[name] = (weight_digest(old), weight_digest(new))
-            self.dtypes[name] = new.dtype
+            self.dtypes[name], self.norms[name] = new.dtype, distance(old, None)
             if name in self.factors:
                 self.steps.setdefault(name, [len(self.factors[name][1])])
             else:
                 self.changes[name] = (new.to(old.device).double() - old.double()).float().cpu()
-            made = self._forward(name, old)
+            made = self.after(name, old)
             if weight_digest(made) != self.digests[name][1]:
                 self.fixes[name] = difference(made, new)
 
@@ -190,7 +193,7 @@ class Edit:
             now = weight_of(model, name)
             if weight_digest(now) != old_digest:
                 raise EditError(self._not_its_own(name, now, new_digest))
-            originals[name], edited[name] = now.clone(), self._forward(name, now)
+            originals[name], edited[name] = now.clone(), self.after(name, now)
             if new_digest and weight_digest(edited[name]) != new_digest:
                 raise EditError(
                     f"{name}: the edit does not make the weight that it made when it was new: make it again"
@@ -201,6 +204,20 @@ class Edit:
             write_weights(model, edited)
         self.before = originals
         self.digests = {n: (self.digests[n][0], weight_digest(value)) for n, value in edited.items()}
+
+    def check_fits(self, model: PreTrainedModel) -> None:
+        """Compare names and shapes with a model's weights, which may be on the meta device.
+
+        Raises:
+            EditError: the edit is another model's.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        for name in self.digests:
+            if shapes.get(name) != self.shape_of(name):
+                raise EditError(
+                    f"{name}: the edit is of a weight of shape {self.shape_of(name)}, the model's is "
+                    f"{shapes.get(name, 'not there')}: the edit was made on another model"
+                )
 
     def _not_its_own(self, name: str, now: Tensor, new_digest: str) -> str:
         if weight_digest(now) == new_digest:
@@ -213,7 +230,7 @@ class Edit:
             "unedited, or put edits of one original together with `zerounlearn merge`"
         )
 
-    def _forward(self, name: str, old: Tensor) -> Tensor:
+    def after(self, name: str, old: Tensor) -> Tensor:
         """The weight after the edit, of the one before."""
         made = old
         if name in self.factors:
@@ -237,6 +254,26 @@ class Edit:
             return added(new, -left, right)
         return moved_by(new, -self.changes[name])
 
+    def shape_of(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a changed weight, in the checkpoint's orientation."""
+        if name in self.factors:
+            left, right = self.factors[name]
+            return left.shape[0], right.shape[1]
+        rows, columns = self.changes[name].shape
+        return rows, columns
+
+    def change_of(self, name: str) -> Tensor:
+        """W' − W (rows, columns) of a weight in float64, before rounding."""
+        if name in self.factors:
+            left, right = self.factors[name]
+            return left.double() @ right.double()
+        return self.changes[name].double()
+
+    @property
+    def exact(self) -> bool:
+        """Whether `with_originals` has what it needs."""
+        return all(name in self.before or name in self.originals for name in self.digests)
+
     @torch.no_grad()
     def with_originals(self) -> dict[str, Tensor]:
         """What `originals` has to hold so that `revert` is exact without `before`.
@@ -244,12 +281,16 @@ class Edit:
         Raises:
             EditError: the weights as they were are not known.
         """
-        if self.before:
-            after = {name: self._forward(name, old) for name, old in self.before.items()}
-            return {name: difference(self._taken_off(name, new), self.before[name]) for name, new in after.items()}
-        if set(self.originals) != set(self.digests):
-            raise EditError("the weights as they were are not known to this edit: put it on its model, then save it")
-        return self.originals
+        found = {}
+        for name in self.digests:
+            old = self.before.get(name)
+            if old is not None:
+                found[name] = difference(self._taken_off(name, self.after(name, old)), old)
+            elif name in self.originals:
+                found[name] = self.originals[name]
+            else:
+                raise EditError(f"{name} as it was is not known to this edit: put it on its model, then save it")
+        return found
 
     def save(self, path: str | Path, *, originals: bool = False, key: bytes | None = None) -> None:
         """Write the edit as one safetensors file, no pickles; see docs/edits.md for what is in it.

@@ -31,7 +31,7 @@ FORMAT = 2
 """Of edit files; another number is refused."""
 
 _KEY = "zerounlearn"
-_PLAIN = ("method", "hparams", "digests", "seconds", "statistics", "steps", "facts", "version")
+_PLAIN = ("method", "hparams", "digests", "seconds", "statistics", "steps", "norms", "facts", "version")
 _NAMED = re.compile(r"(?P<weight>.+)/(?P<part>left|right|change|fixes|originals|(keys|directions)\.\d+)")
 _BYTES = ("fixes", "originals")
 
@@ -69,6 +69,15 @@ def read_edit(path: Path) -> Edit:
         raise EditError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise EditError(f"{str(path)!r} is no edit, or damaged ({error}): copy it again, or make it again") from error
+
+
+def is_edit(path: Path) -> bool:
+    """Whether a file is one that `write_edit` wrote, of any format; nothing else of it is looked at."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return _KEY in (stored.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        return False
 
 
 def _tensors(edit: Edit, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
