@@ -140,6 +140,12 @@ class Edit:
             if weight_digest(made) != self.digests[name][1]:
                 self.fixes[name] = difference(made, new)
 
+    def is_on(self, model: PreTrainedModel) -> bool:
+        """Whether a model's weights are as this edit left them."""
+        return bool(self.digests) and all(
+            weight_digest(weight_of(model, name)) == after for name, (_, after) in self.digests.items()
+        )
+
     @torch.no_grad()
     def revert(self, model: PreTrainedModel) -> None:
         """Put the weights back as they were, bit for bit.
