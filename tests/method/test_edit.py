@@ -25,6 +25,7 @@ RUNS: dict[str, Callable[[], Any]] = {
     "specific": lambda: closed(**SPECIFIC),
     "published rounding": lambda: closed(projection_eps=0.01),
     "two sites": lambda: closed(sites=[{"layers": [1, 2]}, {"layers": [2], "fact_token": "last"}]),
+    "every parameter": lambda: zu.GA(layers=[], steps=2, lr=1e-3),
     "NPO": lambda: zu.NPO(layers=[1, 2], retain_weight=0, steps=3, lr=1e-2),
 }
 

@@ -36,7 +36,7 @@ def moved(before: Tensor, stored: Tensor) -> Tensor:
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if len(planes) != start.numel() * size or not inflate.eof:
-        raise ValueError(f"{len(planes)} bytes where {start.numel() * size} are expected")
+        raise ValueError(f"the difference is not one of {start.numel()} numbers of {size} bytes, or cut short")
     bytes_ = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(size, -1).T)
     folded = torch.from_numpy(bytes_.reshape(-1)).view(_INTEGERS[size])
     ones = (1 << (8 * size - 1)) - 1

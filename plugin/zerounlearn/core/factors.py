@@ -30,8 +30,8 @@ def added(W: Float[Tensor, "d m"], left: Float[Tensor, "d k"], right: Float[Tens
     return result
 
 
-def moved_by(W: Float[Tensor, "d m"], change: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
-    """W + change, in W's dtype, rounded once from float64."""
+def moved_by(W: Float[Tensor, "*n"], change: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """W + change, of any shape, in W's dtype, rounded once from float64."""
     device = torch.device("cpu") if W.device.type == "mps" else W.device
     return (W.to(device).double() + change.to(device).double()).to(W.dtype).to(W.device)
 

@@ -260,16 +260,15 @@ class Edit:
             return added(new, -left, right)
         return moved_by(new, -self.changes[name])
 
-    def shape_of(self, name: str) -> tuple[int, int]:
-        """Rows and columns of a changed weight, in the checkpoint's orientation."""
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a changed weight, in the checkpoint's orientation."""
         if name in self.factors:
             left, right = self.factors[name]
             return left.shape[0], right.shape[1]
-        rows, columns = self.changes[name].shape
-        return rows, columns
+        return tuple(self.changes[name].shape)
 
     def change_of(self, name: str) -> Tensor:
-        """W' − W (rows, columns) of a weight in float64, before rounding."""
+        """W' − W of a weight in float64, before rounding."""
         if name in self.factors:
             left, right = self.factors[name]
             return left.double() @ right.double()

@@ -97,7 +97,7 @@ def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         value = value.cpu().contiguous()
-        if value.dtype == torch.float32 and value.numel():
+        if value.dtype == torch.float32 and value.ndim == 2 and value.numel():
             half, exponents = scaled_to_half(value)
             if torch.equal(torch.ldexp(half.float(), exponents[:, None].int()), value):
                 packed |= {name: half.contiguous(), f"{name}.exponents": exponents}
@@ -179,7 +179,8 @@ def _check_parts(name: str, parts: Mapping[str, Tensor], described: Mapping[str,
     if ("change" in parts) == ("left" in parts or "right" in parts) or ("left" in parts) != ("right" in parts):
         raise EditError(f"lacks a tensor of {name}: expected left and right, or change")
     for part, value in parts.items():
-        if value.ndim != (1 if part in _BYTES else 2) or value.is_floating_point() == (part in _BYTES):
+        ranks = {"change": value.ndim, "fixes": 1, "originals": 1}
+        if value.ndim != ranks.get(part, 2) or value.is_floating_point() == (part in _BYTES):
             raise EditError(f"is damaged: {name}/{part} is {value.dtype} {list(value.shape)}")
     if "left" in parts:
         rank = len(parts["left"])

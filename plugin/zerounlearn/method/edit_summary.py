@@ -16,9 +16,8 @@ def summary(edit: Edit) -> dict[str, Any]:
     weights = {}
     for name, (before, after) in edit.digests.items():
         factors = edit.factors.get(name)
-        rows, columns = edit.shape_of(name)
         weights[name] = {
-            "shape": [rows, columns],
+            "shape": list(edit.shape_of(name)),
             "dtype": str(edit.dtypes[name]).removeprefix("torch."),
             "rank": len(factors[1]) if factors else None,
             "relative_change": _norm(edit, name) / edit.norms[name] if edit.norms[name] else None,
