@@ -160,6 +160,7 @@ class Edit:
         if self.undo is not None:
             self.undo()
             return
+        self.check_fits(model)
         originals = {}
         for name, (old_digest, new_digest) in self.digests.items():
             now = weight_of(model, name)
@@ -194,6 +195,7 @@ class Edit:
         """
         if self.undo is not None:
             raise EditError(f"{self.method} wraps modules: its edit cannot be put on again; run the method")
+        self.check_fits(model)
         edited, originals = {}, {}
         for name, (old_digest, new_digest) in self.digests.items():
             now = weight_of(model, name)
