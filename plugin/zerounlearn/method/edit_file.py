@@ -72,10 +72,10 @@ def read_edit(path: Path) -> Edit:
 
 
 def is_edit(path: Path) -> bool:
-    """Whether a file is one that `write_edit` wrote, of any format; nothing else of it is looked at."""
+    """Whether a file is one that `write_edit` wrote; nothing but its header is looked at."""
     try:
         with safe_open(path, framework="pt") as stored:
-            return _KEY in (stored.metadata() or {})
+            return {_KEY, "digest"} <= set(stored.metadata() or {})
     except (OSError, SafetensorError, ValueError):
         return False
 
