@@ -80,10 +80,10 @@ def test_an_edit_goes_on_its_own_model_alone(model: Any, small_tokenizer: Any, t
         edit.revert(model)
     later.revert(model)
     assert same(model, edited)
-    with pytest.raises(EditError, match="is not the weight that this edit was made on"):
+    with pytest.raises(EditError, match="it is on this model already"):
         edit.apply(model)
     other = tiny("gpt2", len(small_tokenizer), dtype=torch.float32)
-    with pytest.raises(EditError, match="has no weight 'model.layers.1"):
+    with pytest.raises(EditError, match="model.layers.1.*the edit was made on another model"):
         edit.revert(other)
     with pytest.raises(EditError, match="is no edit, or damaged"):
         zu.Edit.load(Path(__file__))

@@ -101,6 +101,15 @@ def test_an_edit_stays_where_the_model_is(name: str, dtype: torch.dtype, small_t
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     edit.apply(model)
     assert {n for n, value in model.named_parameters() if not torch.equal(value, before[n])} == changed
+    edit.revert(model)
+    edit.save(tmp_path / "edit", originals=True)
+    here = model.to("cpu")
+    for device in (torch.device("cpu"), CUDA):  # a file from the one goes on and off the other, to the last bit
+        there = here.to(device)
+        found = zu.Edit.load(tmp_path / "edit")
+        found.apply(there)
+        zu.Edit.load(tmp_path / "edit").revert(there)
+        assert all(torch.equal(value, before[name].to(device)) for name, value in there.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["paper", "specific", "GD, exact"])

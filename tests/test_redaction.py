@@ -100,15 +100,19 @@ def test_streams_logs_warnings_and_errors(capfd: pytest.CaptureFixture, caplog: 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert read_key(None) is None
     with pytest.raises(ConfigError, match=f"give --key-file FILE, or set {KEY_VARIABLE}"):
-        read_key(None)
+        read_key(None, needed=True)
     monkeypatch.setenv(KEY_VARIABLE, "short")
-    with pytest.raises(ConfigError, match="has 5 bytes, and 16"):
+    with pytest.raises(ConfigError, match=f"{KEY_VARIABLE} holds 5 bytes, and 16"):
         read_key(None)
     monkeypatch.setenv(KEY_VARIABLE, KEY.decode())
     assert read_key(None) == KEY
     file = tmp_path / "key"
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_key(file)
+    file.write_bytes(b" \n")
+    with pytest.raises(ConfigError, match="holds 0 bytes"):
         read_key(file)
     file.write_bytes(b"another key, long enough\n")
     assert read_key(file) == b"another key, long enough"

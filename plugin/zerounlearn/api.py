@@ -113,13 +113,16 @@ def unlearn(
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
     with restored_if_it_fails(model, ()):  # the weights are the method's
-        return run.apply(
+        requests = _requests(model, tokenizer, chosen)
+        edit = run.apply(
             model,
             tokenizer,
-            _requests(model, tokenizer, chosen),
+            requests,
             retain=None if retain is None else _retained(model, tokenizer, retain, chat=chat),
             held_out=asked,
         )
+        edit.forgot(requests)
+        return edit
 
 
 def evaluate(
@@ -197,7 +200,7 @@ def unlearn_and_report(
         with clock("evaluation"):
             before = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         _check_known(before.phase, required=require_known)
-        edit = run.apply(model, tokenizer, requests, retain=kept)
+        (edit := run.apply(model, tokenizer, requests, retain=kept)).forgot(requests)
         with _undone_if_it_fails(edit), clock("evaluation"):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
         report = Report(

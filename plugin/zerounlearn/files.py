@@ -94,6 +94,34 @@ def check_folder(path: Path, *, overwrite: bool = False, inputs: Mapping[str, Pa
             raise OutputError(f"{what} exists and is not empty: name another folder or pass --overwrite")
 
 
+def check_file(path: Path, what: str, *, replaceable: bool, inputs: Mapping[str, Path] | None = None) -> None:
+    """Refuse an output file before any work, and write nothing.
+
+    Args:
+        path: where a result is to stand.
+        what: what messages call it: "--edit-only".
+        replaceable: whether a file that is there may be replaced.
+        inputs: what the run reads, by what it is.
+
+    Raises:
+        OutputError: it is a folder, an input, lies in the model's folder, is there and may not be replaced, or cannot
+            be written.
+    """
+    named, place = f"{what} {str(path)!r}", path.absolute().resolve()
+    if not path.name or place.is_dir():
+        raise OutputError(f"{named} is a folder: name a file")
+    _check_name(place, named)
+    for label, given in (inputs or {}).items():
+        source = given.resolve()
+        if source == place:
+            raise OutputError(f"{named} is {label}: name another file")
+        if source.is_dir() and source in place.parents and label == "the model":
+            raise OutputError(f"{named} lies in {label}'s own folder, {str(given)!r}: name a file beside it")
+    _check_place(place, named)
+    if place.exists() and not replaceable:
+        raise OutputError(f"{named} exists: name another file, or pass --overwrite where it is an edit")
+
+
 def _check_name(place: Path, what: str) -> None:
     """Whether every part of the folder's path, and what staging makes of its name, is short enough."""
     longest = 255

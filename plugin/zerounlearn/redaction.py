@@ -26,6 +26,7 @@ from zerounlearn.model.tokens import unspaced
 KEY_VARIABLE = "ZEROUNLEARN_KEY"
 BLOT = "▮"
 _KEY_BYTES = 16
+_MAKE = "`openssl rand -hex 32 > FILE` makes one"
 _DIGITS = 16
 # What the records of facts call their fields.
 _FIELDS = frozenset(
@@ -47,27 +48,23 @@ _CUT = re.compile(r"\w+(?=\.\.\.)|(?<=\.\.\.)\w+")
 """What is left of a word that a message cut."""
 
 
-def read_key(file: Path | None) -> bytes:
-    """The key in a file, or in the environment's ZEROUNLEARN_KEY, without white space around it.
+def read_key(file: Path | None, *, needed: bool = False) -> bytes | None:
+    """The key in a file, else in the environment's ZEROUNLEARN_KEY, without white space around it.
 
     Raises:
-        ConfigError: there is none, or it is too short to keep a secret.
+        ConfigError: it cannot be read, or is too short to keep a secret; or there is none, and it is needed.
     """
-    if file is not None:
-        try:
-            key = file.read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(f"--key-file {str(file)!r} cannot be read: {error.strerror or error}") from None
-        where = f"--key-file {str(file)!r}"
-    else:
-        key, where = os.environ.get(KEY_VARIABLE, "").encode().strip(), KEY_VARIABLE
-        if not key:
-            raise ConfigError(
-                f"a key is needed to keep the facts secret: give --key-file FILE, or set {KEY_VARIABLE}; "
-                "`openssl rand -hex 32 > FILE` makes one"
-            )
+    what = f"the key file {str(file)!r}" if file is not None else KEY_VARIABLE
+    try:
+        key = (os.environ.get(KEY_VARIABLE, "").encode() if file is None else file.read_bytes()).strip()
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read: {error.strerror or error}") from None
+    if not key and file is None and not needed:
+        return None
+    if not key and file is None:
+        raise ConfigError(f"a key is needed: give --key-file FILE, or set {KEY_VARIABLE}; {_MAKE}")
     if len(key) < _KEY_BYTES:
-        raise ConfigError(f"{where} has {len(key)} bytes, and {_KEY_BYTES} are the fewest that keep a secret")
+        raise ConfigError(f"{what} holds {len(key)} bytes, and {_KEY_BYTES} are the fewest that keep a secret; {_MAKE}")
     return key
 
 

@@ -17,9 +17,9 @@ import pytest
 
 import zerounlearn as zu
 from tests.ledger.conftest import Place, facts
-from zerounlearn.errors import ConfigError, LedgerError, RequestError
+from zerounlearn.data.request import fact_digest
+from zerounlearn.errors import LedgerError, RequestError
 from zerounlearn.ledger.books import Ledger
-from zerounlearn.ledger.digests import fact_digest, read_key
 from zerounlearn.ledger.events import Event, moment
 from zerounlearn.ledger.state import PENDING
 
@@ -268,19 +268,6 @@ def test_a_key_for_a_ledger_without_one_is_refused(file: Place) -> None:
     filled(file)
     with pytest.raises(LedgerError, match="begun without a key"):
         Ledger.open(file.url, key=KEY)
-
-
-def test_keys_are_read_from_a_file_or_the_environment(tmp_path: Path) -> None:
-    file = tmp_path / "key"
-    file.write_bytes(KEY + b"\n")
-    assert read_key(file, {"ZEROUNLEARN_LEDGER_KEY": "another key of some length"}) == KEY
-    assert read_key(None, {"ZEROUNLEARN_LEDGER_KEY": KEY.decode()}) == KEY
-    assert read_key(None, {}) is None
-    file.write_bytes(b"short\n")
-    with pytest.raises(ConfigError, match="holds 5 bytes: make one of 16 or more"):
-        read_key(file, {})
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_key(tmp_path / "none", {})
 
 
 def test_what_is_purged_is_nowhere_in_the_database(place: Place) -> None:

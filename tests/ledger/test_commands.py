@@ -40,7 +40,7 @@ def checkpoint(small_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
 def ledger(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command in an empty folder with a file of facts and a run's file."""
     monkeypatch.chdir(tmp_path)
-    for name in ("ZEROUNLEARN_LEDGER", "ZEROUNLEARN_LEDGER_KEY"):
+    for name in ("ZEROUNLEARN_LEDGER", "ZEROUNLEARN_KEY"):
         monkeypatch.delenv(name, raising=False)
     records = [{"prompt": "The capital of {} is", "subject": s, "answer": a} for s, a in KNOWN.items()]
     Path("facts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
@@ -95,13 +95,13 @@ def test_the_ledger_and_its_key_come_from_the_environment(
     ledger: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZEROUNLEARN_LEDGER", str(tmp_path / "books/own.sqlite"))
-    monkeypatch.setenv("ZEROUNLEARN_LEDGER_KEY", "a key of some length")
+    monkeypatch.setenv("ZEROUNLEARN_KEY", "a key of some length")
     ledger("add", "facts.jsonl")
     assert Path("books/own.sqlite").is_file() and not Path("ledger.sqlite").exists()
     Path("key").write_text("another key of some length")
     message = "the key is not the one that this ledger was begun with"
     assert message in ledger("status", "--key-file", "key", code=1).output
-    monkeypatch.delenv("ZEROUNLEARN_LEDGER_KEY")
+    monkeypatch.delenv("ZEROUNLEARN_KEY")
     ledger("status")
     assert "was begun with a key: give it" in ledger("run", "ga.yaml", "--output", "out", code=1).output
     Path("key").write_text("a key of some length")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zerounlearn.cli import lists
+from zerounlearn.cli import edits, lists
 from zerounlearn.cli.command import EPILOG
 from zerounlearn.cli.ledger import ledger
 from zerounlearn.cli.stats import stats
@@ -25,6 +25,10 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
 
 for _command in (
     unlearn,
+    edits.apply,
+    edits.revert,
+    edits.merge,
+    edits.inspect,
     ledger,
     stats,
     trace,

@@ -59,26 +59,32 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def redactable(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --redact: its `redaction` then knows the texts of --forget and --retain, and nothing says them."""
+    """Give a command --redact and --key-file; it gets them as `redaction` and `key`.
+
+    With --redact nothing says the texts of --forget and --retain; the digests of facts in an edit's file are made with
+    the key whenever there is one.
+    """
 
     @click.option("--redact", is_flag=True, help="Say, log and write keyed digests in the place of the facts.")
     @click.option(
         "--key-file",
         type=click.Path(path_type=Path),
-        help="The key of --redact, 16 bytes or more; by default what the environment's ZEROUNLEARN_KEY holds.",
+        metavar="FILE",
+        help="The key of --redact and of the facts' digests in an edit; by default the environment's ZEROUNLEARN_KEY.",
     )
     @wraps(function)
     def run(*args: Any, redact: bool, key_file: Path | None, **kwargs: Any) -> None:
-        if not redact:
-            if key_file is not None:
-                raise ConfigError(f"--key-file {str(key_file)!r} means something with --redact alone: add it")
-            function(*args, redaction=None, **kwargs)
-            return
         from zerounlearn.redaction import Redaction, read_key
 
-        redaction = Redaction.of_files(read_key(key_file), kwargs["forget"], kwargs.get("retain"))
+        if key_file is not None and not redact and not kwargs.get("edit_only"):
+            raise ConfigError(f"--key-file {str(key_file)!r} is for --redact or --edit-only: name one of them")
+        key = read_key(key_file, needed=redact)
+        if not redact or key is None:
+            function(*args, redaction=None, key=key, **kwargs)
+            return
+        redaction = Redaction.of_files(key, kwargs["forget"], kwargs.get("retain"))
         with redaction.silenced():
-            function(*args, redaction=redaction, **kwargs)
+            function(*args, redaction=redaction, key=key, **kwargs)
 
     return run
 

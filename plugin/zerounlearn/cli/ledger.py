@@ -57,14 +57,14 @@ def _with_books(function: Callable[..., None]) -> Callable[..., None]:
     key = click.option(
         "--key-file",
         type=click.Path(path_type=Path),
-        help="The key of the facts' digests, never stored; by default what ZEROUNLEARN_LEDGER_KEY holds, if anything.",
+        help="The key of the facts' digests, never stored; by default what ZEROUNLEARN_KEY holds, if anything.",
     )
     return where(key(command(function)))
 
 
 def _opened(where: str, key_file: Path | None, *, create: bool = False) -> Ledger:
     from zerounlearn.ledger.books import Ledger
-    from zerounlearn.ledger.digests import read_key
+    from zerounlearn.redaction import read_key
 
     return Ledger.open(where, key=read_key(key_file), create=create)
 

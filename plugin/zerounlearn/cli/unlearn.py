@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ from zerounlearn.cli.command import (
     say,
     stage,
 )
+from zerounlearn.cli.edits import check_edit_file
 from zerounlearn.errors import ConfigError, OutputError, RequestError, ZeroUnlearnError
 from zerounlearn.resources import HPARAMS, find
 
 if TYPE_CHECKING:
     from zerounlearn.data.fact import Fact
+    from zerounlearn.method.edit import Edit
     from zerounlearn.redaction import Redaction
 
 
@@ -33,8 +36,17 @@ if TYPE_CHECKING:
 @HPARAMS_ARGUMENT
 @OVERRIDES
 @FORGET
-@click.option("--output", required=True, help="New folder for the checkpoint.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder for the report; OUTPUT-report by default.")
+@click.option("--output", help="New folder for the checkpoint.")
+@click.option(
+    "--edit-only",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the edit alone, a few megabytes for `zerounlearn apply`; beside --output, or in its place.",
+)
+@click.option("--originals", is_flag=True, help="Let the edit's file take itself off exactly, for some bits a number.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Folder for the report; OUTPUT-report or FILE-report by default."
+)
 @click.option("--retain", type=click.Path(path_type=Path), help="Facts to keep, in the format of --forget.")
 @click.option("--seed", type=int, help="Overrides the run's seed.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own.")
@@ -56,7 +68,9 @@ def unlearn(
     hparams: str,
     overrides: tuple[str, ...],
     forget: Path,
-    output: str,
+    output: str | None,
+    edit_only: Path | None,
+    originals: bool,
     report: Path | None,
     retain: Path | None,
     seed: int | None,
@@ -68,14 +82,15 @@ def unlearn(
     overwrite: bool,
     dry_run: bool,
     redaction: Redaction | None,
+    key: bytes | None,
 ) -> None:
-    """Forget the facts of --forget by the method that HPARAMS names; write a new checkpoint to --output.
+    """Forget the facts of --forget by the method that HPARAMS names; write a checkpoint, the edit alone, or both.
 
     HPARAMS is a file, or the name of a packaged one (`zerounlearn hparams list`). KEY=VALUE changes a hyperparameter.
     The report holds the facts in clear (but with --redact), and lies beside the checkpoint, not in it.
     """
     from zerounlearn.data.fact import load_facts
-    from zerounlearn.files import check_folder, whole_folder
+    from zerounlearn.files import whole_folder
     from zerounlearn.report.requirements import requirements
 
     requirements(require)
@@ -89,40 +104,86 @@ def unlearn(
         raise ConfigError(
             f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold: use it in a study"
         )
-    if not output.strip():
-        raise OutputError(f"--output {output!r} is empty: name a new folder")
-    place = Path(output)
     inputs = {"the model": Path(str(method.model_name)).expanduser(), "HPARAMS": file, "--forget": forget}
     inputs |= {"--retain": retain} if retain else {}
     inputs |= {"the statistics": Path(method.stats_dir)} if hasattr(method, "stats_dir") else {}
-    check_folder(place, overwrite=overwrite, inputs=inputs)
-    reports = report or place.absolute().with_name(f"{place.absolute().name}-report")
-    if reports.exists() and not reports.is_dir():
-        raise OutputError(f"--report {str(reports)!r} is a file: name a folder")
+    place, reports = _places(output, edit_only, report, overwrite=overwrite, inputs=inputs)
+    save = _saving(method, edit_only, key, originals=originals)
     check_without_weights(method, [*facts, *(kept or ())], trust_remote_code=trust_remote_code)
     if dry_run:
         say(f"{len(facts)} facts, {_layers(method)} of {method.model_name}: everything fits")
         return
-    with whole_folder(place, overwrite=overwrite, inputs=inputs) as folder:
+    with whole_folder(place, overwrite=overwrite, inputs=inputs) if place else contextlib.nullcontext() as folder:
         failed = _forget(
-            method, facts, kept, folder, reports, dtype, chat, require_known, require, trust_remote_code, redaction
+            method,
+            facts,
+            kept,
+            folder,
+            reports,
+            dtype,
+            chat,
+            require_known,
+            require,
+            trust_remote_code,
+            save,
+            redaction,
         )
-    say(f"\ncheckpoint: {output}\nreport{'' if redaction else ', with the facts in clear'}: {reports}")
+    written = [f"{name}: {path}" for name, path in (("checkpoint", output), ("edit", edit_only)) if path]
+    say("\n".join(["", *written, f"report{'' if redaction else ', with the facts in clear'}: {reports}"]))
     if failed:
         raise SystemExit(NOT_MET)
+
+
+def _places(
+    output: str | None, edit_only: Path | None, report: Path | None, *, overwrite: bool, inputs: dict[str, Path]
+) -> tuple[Path | None, Path]:
+    """The folder of the checkpoint, if there is to be one, and that of the report; all can be written."""
+    from zerounlearn.files import check_folder
+
+    if output is None and edit_only is None:
+        raise click.UsageError("name --output FOLDER for a checkpoint, --edit-only FILE for the edit alone, or both")
+    if output is not None and not output.strip():
+        raise OutputError(f"--output {output!r} is empty: name a new folder")
+    place = None if output is None else Path(output)
+    if place is not None:
+        check_folder(place, overwrite=overwrite, inputs=inputs)
+    if edit_only is not None:
+        check_edit_file(edit_only, "--edit-only", overwrite=overwrite, inputs=inputs)
+        if place is not None and place.absolute().resolve() in edit_only.absolute().resolve().parents:
+            raise OutputError(f"--edit-only {str(edit_only)!r} lies in --output {output!r}: name a file beside it")
+    beside = (place or edit_only or Path()).absolute()
+    reports = report or beside.with_name(f"{beside.stem if place is None else beside.name}-report")
+    if reports.exists() and not reports.is_dir():
+        raise OutputError(f"--report {str(reports)!r} is a file: name a folder")
+    return place, reports
+
+
+def _saving(method: Any, file: Path | None, key: bytes | None, *, originals: bool) -> Callable[[Edit], None]:
+    """What is to be done with the edit when it is made, refused now where it could not be done then."""
+    if file is None:
+        if originals:
+            raise click.UsageError("--originals are of the edit's file: name it with --edit-only")
+        return lambda edit: None
+    if not method.saves_edits:
+        raise ConfigError(
+            f"alg_name={method.alg_name!r} is a method of EasyEdit, whose edits are no files: write a checkpoint with "
+            "--output"
+        )
+    return lambda edit: edit.save(file, originals=originals, key=key)
 
 
 def _forget(
     method: Any,
     facts: Any,
     kept: Any,
-    folder: Path,
+    folder: Path | None,
     reports: Path,
     dtype: str,
     chat: bool,
     require_known: bool,
     require: tuple[str, ...],
     trust_remote_code: bool,
+    save: Callable[[Edit], None],
     redaction: Redaction | None,
 ) -> bool:
     """Load, forget, report, save; where the checkpoint cannot be saved, report and edit stay.
@@ -141,7 +202,8 @@ def _forget(
             trust_remote_code=trust_remote_code,
             device_map="auto" if getattr(method, "model_parallel", False) else None,
         )
-    check_room(model, folder)
+    if folder is not None:
+        check_room(model, folder)
     text = getattr(method, "mom2_dataset", "embedded")
     report, edit = unlearn_and_report(
         model,
@@ -158,9 +220,11 @@ def _forget(
         report = report.redacted(redaction)
         edit.hparams = redaction.values(edit.hparams)
     report.save(reports)
+    save(edit)
     try:
         with stage("saving"):
-            save_checkpoint(model, tokenizer, folder)
+            if folder is not None:
+                save_checkpoint(model, tokenizer, folder)
     except OutputError as error:
         where = f"the report is in {str(reports)!r}"
         with contextlib.suppress(ZeroUnlearnError, OSError):

@@ -171,7 +171,7 @@ def relative_change(W: Float[Tensor, "d m"], edited: Float[Tensor, "d m"]) -> fl
     return distance(W, edited) / distance(W, None)
 
 
-def distance(A: Float[Tensor, "d m"], B: Float[Tensor, "d m"] | None) -> float:
+def distance(A: Float[Tensor, "d ..."], B: Float[Tensor, "d ..."] | None) -> float:
     """‖A - B‖ in the Frobenius norm, or ‖A‖, in float64 by blocks of rows: nothing of the size of A is made."""
     parts = (
         A[i : i + _BLOCK].double() - (0.0 if B is None else B[i : i + _BLOCK].double())

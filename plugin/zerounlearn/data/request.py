@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +108,15 @@ class Request:
     def key(self) -> str:
         """What two requests that ask the same have in common: the prompt, whatever its Unicode form."""
         return nfc(self.prompt)
+
+
+def fact_digest(request: Request, key: bytes | None = None) -> str:
+    """64 hexadecimal digits over prompt, subject and answer, whatever their Unicode form: HMAC-SHA256 under a key.
+
+    Without a key, who guesses a fact can tell that it is this one.
+    """
+    said = [nfc(text) for text in (request.prompt, request.subject, request.answer)]
+    return hmac.new(key or b"", json.dumps(said).encode(), "sha256").hexdigest()
 
 
 def check_text(

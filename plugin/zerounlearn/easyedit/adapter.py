@@ -13,6 +13,7 @@ from zerounlearn.data.request import Request, from_easyedit
 from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import LayoutError
 from zerounlearn.method.base import Method
+from zerounlearn.method.edit import Edit
 
 
 def apply_to_model(
@@ -48,6 +49,23 @@ def apply_to_model(
         LayoutError: the original weights are asked for and belong to an offloaded layer.
         ZeroUnlearnError: see `Method.apply`; the weights are then as they were.
     """
+    wanted = {"return_orig_weights": return_orig_weights, "keep_original_weight": keep_original_weight}
+    return edit_model(model, tok, requests, hparams, copy=copy, retain=retain, **wanted)[:2]
+
+
+def edit_model(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    requests: Sequence[Mapping[str, Any]],
+    hparams: Method,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    *,
+    retain: Sequence[Request] | None = None,
+    **_: Any,
+) -> tuple[PreTrainedModel, dict[str, Tensor], Edit]:
+    """As `apply_to_model`, and the edit."""
     parsed = from_easyedit(requests, tok)
     gives_back = return_orig_weights and (framework().edition == "checkout" or keep_original_weight)
     if gives_back:
@@ -55,7 +73,7 @@ def apply_to_model(
     if copy:
         model = deepcopy(model)
     edit = hparams.apply(model, tok, parsed, retain=retain)
-    return model, edit.before if gives_back else {}
+    return model, edit.before if gives_back else {}, edit
 
 
 def _check_reachable(model: PreTrainedModel, hparams: Method) -> None:

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from zerounlearn.api import EMBEDDED, unlearn_and_report
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
+from zerounlearn.easyedit.adapter import edit_model
 from zerounlearn.easyedit.editions.compat import framework
+from zerounlearn.errors import EditError
 from zerounlearn.method.edit import Edit
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.model.loading import load_model, save_checkpoint, skeleton_of
@@ -27,7 +30,8 @@ _editor: Any = importlib.import_module(f"{framework().module.__name__}.editors.e
 class ZeroUnlearnEditor(_editor.BaseEditor):
     """EasyEdit's `BaseEditor`, with unlearning as one call.
 
-    `edit` and `batch_edit` are the framework's own. The model is in `self.model`, the tokenizer in `self.tok`.
+    `edit` and `batch_edit` are the framework's own; what they change is kept in `edits`, too. The model is in
+    `self.model`, the tokenizer in `self.tok`.
     """
 
     hparams: ZeroUnlearn
@@ -57,7 +61,15 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         if self.tok.pad_token_id is None:
             self.tok.pad_token_id = self.tok.eos_token_id
         self.edits: list[Edit] = []
-        """What each call of `unlearn` changed, the latest last; `edits[-1].revert(model)` takes it back."""
+        """What each call of `unlearn`, `edit` and `batch_edit` changed, the latest last; also where the framework has
+        put the weights back since."""
+        self.apply_algo = self._apply
+
+    def _apply(self, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+        """What the framework calls to edit."""
+        model, originals, edit = edit_model(*args, **kwargs)
+        self.edits.append(edit)
+        return model, originals
 
     def unlearn(
         self,
@@ -102,6 +114,54 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         report.environment["easyedit"] = framework().edition
         self.edits.append(edit)
         return report, self.model
+
+    def edit_file(self, path: str | Path, *, originals: bool = False, key: bytes | None = None) -> Edit:
+        """Write the latest edit alone to a file, for `apply_edit`, `zerounlearn apply` or `Edit.load`.
+
+        It need not be on the model: of a call of `edit` whose weights the framework has put back, the file is what is
+        left.
+
+        Args:
+            path: a safetensors file; one that is there is replaced.
+            originals: see `Edit.save`.
+            key: see `Edit.save`.
+
+        Raises:
+            EditError: nothing was edited yet.
+            OutputError: the file cannot be written.
+        """
+        if not self.edits:
+            raise EditError("nothing was edited yet: call unlearn, edit or batch_edit first")
+        self.edits[-1].save(path, originals=originals, key=key)
+        return self.edits[-1]
+
+    def apply_edit(self, edit: Edit | str | Path) -> Edit:
+        """Put an edit, or that of a file, on the model; it stays until it is reverted.
+
+        Raises:
+            EditError: the file is no edit, or the edit was made on another model; nothing is changed.
+        """
+        found = edit if isinstance(edit, Edit) else Edit.load(edit)
+        found.apply(self.model)
+        self.edits.append(found)
+        return found
+
+    def revert(self) -> Edit:
+        """Take back, bit for bit, the latest edit that is on the model.
+
+        Edits whose weights the framework has put back are left out.
+
+        Raises:
+            EditError: none is, or its originals cannot be had exactly.
+        """
+        latest = next((edit for edit in reversed(self.edits) if edit.is_on(self.model)), None)
+        if latest is None:
+            raise EditError(
+                "no edit of this editor is on the model: the framework has put it back (docs/edits.md), or the weights "
+                "were changed since"
+            )
+        latest.revert(self.model)
+        return latest
 
     def save(self, folder: str | Path, report: Report | None = None) -> None:
         """Write the model, its own tokenizer, the report, and what later runs must know of what it has forgotten.

@@ -54,6 +54,8 @@ UNRELATED = (
 class FrameworkMethod(UnlearningMethod):
     """One of EasyEdit's methods with its hyperparameters, which are an object of EasyEdit's class."""
 
+    saves_edits = False  # an edit of theirs is known by what undoes it
+
     def __init__(self, hparams: Any, seed: int = 0) -> None:
         """Of what `load_framework_hparams` gives."""
         self.hparams = hparams

@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from zerounlearn.data.fact import Fact, load_facts
-from zerounlearn.data.request import check_text
+from zerounlearn.data.request import check_text, fact_digest
 from zerounlearn.errors import LedgerError, RequestError
 from zerounlearn.ledger import schema
 from zerounlearn.ledger.database import Database
-from zerounlearn.ledger.digests import fact_digest, key_check
+from zerounlearn.ledger.digests import key_check
 from zerounlearn.ledger.events import Event, broken, lacks, moment, now
 from zerounlearn.ledger.in_clear import read, strange, written
 from zerounlearn.ledger.state import DONE, FAILED, PENDING, REVERTED, Books
@@ -99,7 +99,7 @@ class Ledger:
             return  # not even the first event is whole: `verify` says so
         if self._key is None:
             if begun and needed:
-                raise LedgerError("this ledger was begun with a key: give it (--key-file, or ZEROUNLEARN_LEDGER_KEY)")
+                raise LedgerError("this ledger was begun with a key: give it (--key-file, or ZEROUNLEARN_KEY)")
         elif key_check(self._key) != begun:
             raise LedgerError(
                 "the key is not the one that this ledger was begun with"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from zerounlearn.data.fact import Fact
-from zerounlearn.data.request import Request
+from zerounlearn.data.request import Request, fact_digest
 from zerounlearn.errors import LedgerError
-from zerounlearn.ledger.digests import canonical, fact_digest
+from zerounlearn.ledger.digests import canonical
 from zerounlearn.ledger.state import Books
 from zerounlearn.model.tokens import Query
 

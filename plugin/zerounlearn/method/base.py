@@ -34,6 +34,8 @@ class UnlearningMethod(ABC):
     seed: int
     wraps_modules: ClassVar[bool] = False
     """Whether the edited model has modules that no checkpoint can hold."""
+    saves_edits: ClassVar[bool] = True
+    """Whether `Edit.save` can write what `apply` gives."""
 
     @classmethod
     @abstractmethod

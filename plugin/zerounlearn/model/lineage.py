@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from zerounlearn.core.factors import for_weights_of
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import OutputError
 from zerounlearn.files import whole_file
@@ -55,10 +56,13 @@ class Trace:
 
     @classmethod
     def of(cls, K: Tensor, W: Tensor, directions: Tensor) -> Trace:
-        """Of the weight as written, in float32 on the CPU."""
+        """Of the weight as written, in float32 on the CPU; directions along which it still writes are left out."""
         K = K.double()
         if K.shape[0] > K.shape[1]:
             K = torch.linalg.qr(K, mode="r").R
+        K = for_weights_of(W.dtype, K).double()  # so that a file can hold it in few bytes, and nothing is lost there
+        if not _lacks(W, directions):
+            directions = directions[:, :0]
         return cls(*(x.float().cpu().contiguous() for x in (K, K @ W.double().mT, directions)))
 
     def present(self, W: Tensor) -> bool:
@@ -179,11 +183,10 @@ class Lineage:
 
     def lost(self, name: str, W: Tensor) -> Tensor | None:
         """The recorded directions (d, p) of a weight that W (d, m) really lacks, None where there are none."""
-        typical = torch.linalg.norm(W.double()) / W.shape[0] ** 0.5
         found = [
-            D
-            for D in (trace.directions.to(W.device).double() for trace in self.traces.get(name, []))
-            if D.shape[1] and torch.linalg.norm(D.mT @ W.double()) < _LOST * typical * D.shape[1] ** 0.5
+            D.to(W.device).double()
+            for D in (trace.directions for trace in self.traces.get(name, []))
+            if D.shape[1] and _lacks(W, D)
         ]
         return orthonormal_basis(torch.cat(found, dim=1).mT, rtol=1e-6) if found else None
 
@@ -230,6 +233,13 @@ def _read_state(stored: Any) -> Lineage:
         if len(shapes) != 1 or not all(_sound(trace) for trace in held):
             raise ValueError(f"the tensors of {name!r} are not finite float32 matrices of matching shapes")
     return Lineage(dict(origins), traces)
+
+
+def _lacks(W: Tensor, directions: Tensor) -> bool:
+    """Whether a weight W (d, m) writes nothing along directions (d, r), up to rounding."""
+    typical = torch.linalg.norm(W.double()) / W.shape[0] ** 0.5
+    along = torch.linalg.norm(directions.to(W.device).double().mT @ W.double())
+    return bool(along <= _LOST * typical * directions.shape[1] ** 0.5)
 
 
 def _maps(value: Any, kind: type) -> bool:

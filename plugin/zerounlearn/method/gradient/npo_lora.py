@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.config import Number, Whole, option, settings
+from zerounlearn.core.factors import added
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.method.base import methods
 from zerounlearn.method.edit import Edit
@@ -126,9 +127,8 @@ def _factors(adapter: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _merge(weight: nn.Parameter, left: Tensor, right: Tensor, what: str, lr: float) -> None:
-    """Add the change as `Edit.apply` would: in float64, rounded once."""
-    change = (left.double() @ right.double()).to(weight.device)
-    weight.copy_((weight.double() + change).to(weight.dtype))
+    """Add the change as `Edit.apply` would."""
+    weight.copy_(added(weight, left, right))
     if not torch.isfinite(weight).all():
         raise IllPosedError(
             f"{what} does not fit {weight.dtype}: lower lr={lr:g}, or load the model in bfloat16 or float32"

@@ -191,7 +191,7 @@ def vectors_at_a_time(
 def tokens_at_a_time(layout: Layout, blocks: int) -> int:
     """Tokens a pass, so that what is kept for going back fits, by a high estimate: 20d + 6m a token and block."""
     d, m, size = _sizes(layout)
-    room = int(free_memory(layout.device) * _PASS_SHARE / (blocks * (20 * d + 6 * m) * max(size, 4)))
+    room = int(free_memory(layout.device) * _PASS_SHARE / (max(blocks, 1) * (20 * d + 6 * m) * max(size, 4)))
     return max(1, min(room, good_tokens(layout.device)))
 
 

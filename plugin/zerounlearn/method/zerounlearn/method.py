@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.core.factors import added, thinned
 from zerounlearn.core.finite import check_finite, is_finite
 from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
 from zerounlearn.core.on_keys import factor_keys, solve_on_keys
@@ -40,6 +41,7 @@ from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage, Trace, lineage_kept
 from zerounlearn.model.tokens import check_ids, continuation, encode
+from zerounlearn.model.traces import Traces
 from zerounlearn.statistics.collect import second_moments
 
 log = logging.getLogger(__name__)
@@ -103,9 +105,13 @@ def find_layout(model: PreTrainedModel, hparams: Any) -> Layout:
     Raises:
         LayoutError: see `Layout.of`.
     """
+    return Layout.of(model, hparams.layers, **_templates(model, hparams))
+
+
+def _templates(model: PreTrainedModel, hparams: Any) -> dict[str, str]:
     names = templates_of(model, hparams)
     wanted = ("rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module")
-    return Layout.of(model, hparams.layers, **{name: names[name] for name in wanted})
+    return {name: names[name] for name in wanted}
 
 
 def layout_of(model: PreTrainedModel, hparams: LocatedEdit) -> Layout:
@@ -162,9 +168,11 @@ def unlearn(
     check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
     with frozen(model):
         check_additive(layout, tokenizer, requests[0].prompt, hparams.layers)
-    edit = Edit(hparams.alg_name, hparams.to_dict())
+    traces = Traces(list(hparams.layers), _templates(model, hparams))
+    edit = Edit(hparams.alg_name, hparams.to_dict(), traces=traces)
+    edit.forgot(requests)
     with layout.restored(hparams.layers) as originals, frozen(model), lineage_kept(layout, hparams.layers):
-        run = _Run(layout, tokenizer, requests, retain, neutral, edit)
+        run = _Run(layout, tokenizer, requests, retain, neutral, edit, traces)
         run.take_statistics(corpus, hparams)
         for site in hparams.by_site():
             run.edit_site(site, vectors or run.find_vectors(site))
@@ -191,6 +199,7 @@ class _Run:
 
     Attributes:
         moments: C by layer, of the model as it was before the first site.
+        whole: weights whose change is kept whole, for factors would not be thinner.
     """
 
     def __init__(
@@ -201,11 +210,13 @@ class _Run:
         retain: Sequence[Request],
         neutral: Sequence[tuple[int, ...]],
         edit: Edit,
+        traces: Traces,
     ) -> None:
-        self.layout, self.tokenizer, self.edit = layout, tokenizer, edit
+        self.layout, self.tokenizer, self.edit, self.traces = layout, tokenizer, edit, traces
         self.requests, self.retain, self.neutral = requests, retain, neutral
         self.clock = Clock(edit.seconds, layout.model)
         self.moments: Mapping[int, Tensor] = {}
+        self.whole = set[str]()
 
     def take_statistics(self, corpus: Corpus | None, hparams: Any) -> None:
         """C of every layer that any site edits."""
@@ -277,15 +288,10 @@ class _Run:
             raise IllPosedError(
                 f"{problem.where}: the edited weight does not fit {W.dtype}; load the model in bfloat16 or float32"
             )
-        layout.write(layer, edited)
+        layout.write(layer, self._rounded(layer, W, solved.update, edited))
         written = layout.read(layer).to(solver)
-        lineage.add(name, earlier, Trace.of(keys, written, solved.taken), written)
-        if solved.update.scale == 1:
-            left, right = layout.factors(layer, solved.update.left, solved.update.right)
-            if name in self.edit.factors:  # of an earlier site
-                before_left, before_right = self.edit.factors[name]
-                left, right = torch.cat([before_left, left], dim=1), torch.cat([before_right, right])
-            self.edit.factors[name] = left, right
+        lineage.add(name, earlier, trace := Trace.of(keys, written, solved.taken), written)
+        self.traces.left.setdefault(name, []).append((trace.keys, trace.directions))
         return LayerOutcome(
             layer=layer,
             leakage=leakage(Q, before, written, keys) if Q.shape[1] else None,
@@ -296,6 +302,18 @@ class _Run:
             form=solved.form,
             distance=float(gap.norm(dim=1).mean()),
         )
+
+    def _rounded(self, layer: int, W: Tensor, update: LowRankUpdate, edited: Tensor) -> Tensor:
+        """The weight to be written, as `Edit.apply` makes it: of thin factors, where the change has them."""
+        edit, name = self.edit, self.layout.weight_names[layer]
+        thin = thinned(update.left, update.right, W.dtype) if update.scale == 1 and name not in self.whole else None
+        if thin is None:
+            self.whole.add(name)
+            for held in (edit.factors, edit.steps):  # of an earlier site
+                held.pop(name, None)
+            return edited
+        edit.add_factors(name, *self.layout.factors(layer, *thin))
+        return added(W, *thin)
 
 
 def _corpus(corpus: Corpus | None, retain: Sequence[Request], hparams: Any) -> Corpus | None:
