@@ -84,6 +84,8 @@ def sample(
     at = mask.sum(1) - 1
     every = torch.arange(len(grown), device=device)
     cache = cache_name(inspect.signature(model.forward))
+    if not cache:
+        raise LayoutError(f"{type(model).__name__} keeps no keys and values of what it has read: it is no transformer")
     inputs: dict[str, Any] = {"input_ids": ids}
     while short := [i for i, row in enumerate(grown) if len(row) < length]:
         output = model(**inputs, attention_mask=mask, use_cache=True)
