@@ -23,7 +23,7 @@ FACTS = [
     Request.of("People in Rio de Janeiro speak", "Rio de Janeiro", "Portuguese"),
 ]
 PREFIXES = ["The weather today was fine. ", "Because I said so. "]
-EAGER = ("gemma2", "gptj", "mpt", "mamba")
+EAGER = ("gemma2", "gptj", "bloom", "mpt", "mamba")
 """Gemma 2 caps its attention scores, which PyTorch's fused attention cannot; the others know no other."""
 GPT2 = {
     "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
@@ -72,6 +72,7 @@ def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype
         "mixtral": shape | experts,
         "qwen3_moe": shape | experts,
         "opt": alone | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        "bloom": {"vocab_size": vocabulary, "hidden_size": 32, "n_layer": 4, "n_head": 4},
         "mpt": {"vocab_size": vocabulary, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 64},
         "mamba": {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4},
     }

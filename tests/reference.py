@@ -125,7 +125,9 @@ def mean_at_subject(model, tokenizer, prompt, subject, prefixes, name: str, *, i
     texts = [prefix + prompt for prefix in ("", *prefixes)]
     ids, mask = padded([tokenizer(text)["input_ids"] for text in texts])
     handle = model.get_submodule(name).register_forward_hook(
-        lambda _, args, output: seen.append(args[0] if inputs else output if isinstance(output, Tensor) else output[0])
+        lambda _, args, output: seen.append(
+            (args[0] if inputs else output if isinstance(output, Tensor) else output[0]).clone()
+        )
     )
     try:
         model(input_ids=ids, attention_mask=mask)

@@ -95,10 +95,10 @@ def templates_of(model: PreTrainedModel, given: Any, wanted: Sequence[str] = NEE
             another module than they say.
     """
     family = families.get(str(getattr(model.config, "model_type", "")))
-    return {name: _name(model, name, given, getattr(family, name, None)) for name in wanted}
+    return {name: _name_of(model, name, given, getattr(family, name, None)) for name in wanted}
 
 
-def _name(model: PreTrainedModel, field: str, given: Any, row: str | None) -> str:
+def _name_of(model: PreTrainedModel, field: str, given: Any, row: str | None) -> str:
     """One of `templates_of`'s names; `row` is the family's."""
     own, layers = getattr(given, field, None), getattr(given, "layers", ())
     if own is None:

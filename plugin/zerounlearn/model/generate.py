@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.errors import LayoutError
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
 from zerounlearn.model.tape import cache_name
@@ -77,6 +78,9 @@ def sample(
     """Token ids that continue each row until it has `length` tokens, top-k sampled, all rows in one batch.
 
     The draw is made on the CPU in float32, so that a seed gives the same choice of ranks on every device.
+
+    Raises:
+        LayoutError: the model takes no key-value cache.
     """
     grown = [list(row) for row in rows]
     device = input_device(model)
