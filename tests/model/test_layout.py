@@ -160,7 +160,7 @@ def test_replay_is_that_of_the_plain_model(kind: str, place: str, tmp_path: Path
         rows, start = torch.tensor([0, 1]), torch.tensor([2, 1])
         for whole in (False, True):
             suffix = Suffix(tape, rows, start, [4, 3], whole=whole)
-            hidden = suffix.enter(1, slice(0, 2)).clone().requires_grad_()
+            hidden = suffix.enter(tape.outputs[1], slice(0, 2)).clone().requires_grad_()
             state = hidden
             for layer in (2, 3):
                 state = suffix.run(layer, state, 2)

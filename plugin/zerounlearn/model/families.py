@@ -110,7 +110,7 @@ def _name_of(model: PreTrainedModel, field: str, given: Any, row: str | None) ->
         if there:  # what the structure leaves open is the caller's to say
             return str(own)
         raise LayoutError(f"{field}={own!r} is no module of {type(model).__name__}; {error}") from None
-    if there and not _same(there, _modules(model, expected, layers)):
+    if there and there != _modules(model, expected, layers) and not _is_tied_head(model, field, there[0]):
         raise LayoutError(
             f"{field}={own!r} is not what the structure of {type(model).__name__} says it is, {expected!r}: leave it "
             "out, or write that"
@@ -126,12 +126,10 @@ def _modules(model: PreTrainedModel, template: str, layers: Sequence[int]) -> li
         return []
 
 
-def _same(given: Sequence[nn.Module], expected: Sequence[nn.Module]) -> bool:
-    """Whether they are the same modules, or have the same weight, as a tied head and the embedding."""
-    return all(
-        one is other or (one.weight is other.weight if hasattr(one, "weight") and hasattr(other, "weight") else False)
-        for one, other in zip(given, expected, strict=False)
-    )
+def _is_tied_head(model: PreTrainedModel, field: str, module: nn.Module) -> bool:
+    """Whether it is the embedding whose weight the head has; offloaded, each has one of its own."""
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    return field == "lm_head_module" and tied and module is model.get_input_embeddings()
 
 
 def _projection(model: PreTrainedModel, layers: Sequence[int]) -> str:
