@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tests.helpers import tiny
+import zerounlearn as zu
+from tests.helpers import FACTS, tiny
+from zerounlearn.data.fact import Fact
 from zerounlearn.errors import LayoutError
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.method.zerounlearn.method import find_layout
@@ -82,6 +84,17 @@ def test_a_mixture_of_experts_is_refused_with_the_reason(kind: str) -> None:
     for given in ({}, {"rewrite_module_tmp": "model.layers.{}.mlp.down_proj"}):
         with pytest.raises(LayoutError, match=r"model\.layers\.1\.mlp\.experts .* is a mixture of experts: .*a dense"):
             find_layout(model, ZeroUnlearn(layers=[1], **given))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_gradient_method_without_layers_trains_a_mixture_and_is_undone(kind: str, small_tokenizer: Any) -> None:
+    model = tiny(kind, len(small_tokenizer), dtype=torch.float32)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    edit = zu.unlearn(model, small_tokenizer, [Fact(FACTS[0])], zu.GA(steps=1, lr=1e-3))
+    experts = "model.layers.1.mlp.experts.down_proj"
+    assert not torch.equal(model.get_parameter(experts), before[experts])
+    edit.revert(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 def test_a_layer_of_a_mixture_that_has_one_mlp_is_found() -> None:
