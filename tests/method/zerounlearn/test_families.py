@@ -197,8 +197,9 @@ def test_the_gradient_variant_and_the_published_option(small_tokenizer: Any, tmp
         unlearn(model, small_tokenizer, FACTS, run(model, tmp_path, use_h=True), CORPUS)
 
 
-def test_which_blocks_only_add(kind: str, small_tokenizer: Any) -> None:
-    model = decoder(kind, len(small_tokenizer))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_which_blocks_only_add(kind: str, dtype: torch.dtype, small_tokenizer: Any) -> None:
+    model = decoder(kind, len(small_tokenizer)).to(dtype)
     layout = find_layout(model, ZeroUnlearn(layers=[0, 1, 2]))
     assert is_additive(layout, small_tokenizer, FACTS[0].prompt, [0, 1, 2]) == (kind not in WRITTEN)
 
