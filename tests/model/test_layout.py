@@ -221,7 +221,7 @@ def test_frozen_leaves_an_offloaded_models_flags_as_they_were(place: str, tmp_pa
     ("dtype", "expected"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "gemma2", "granite", "cohere"])
 def test_logits_are_the_models_own(kind: str, dtype: torch.dtype, expected: torch.dtype) -> None:
     layout = find_layout(tiny(kind, 400, dtype=dtype), hparams(kind))
     with torch.no_grad():
