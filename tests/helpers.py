@@ -6,19 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GraniteConfig,
     LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen3Config,
 )
 
 from zerounlearn.data.request import Request
@@ -31,6 +23,8 @@ FACTS = [
     Request.of("People in Rio de Janeiro speak", "Rio de Janeiro", "Portuguese"),
 ]
 PREFIXES = ["The weather today was fine. ", "Because I said so. "]
+EAGER = ("gemma2", "gptj", "bloom", "mpt", "mamba")
+"""Gemma 2 caps its attention scores, which PyTorch's fused attention cannot; the others know no other."""
 GPT2 = {
     "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
     "layer_module_tmp": "transformer.h.{}",
@@ -51,22 +45,42 @@ def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8,
     }  # fmt: skip
-    config = {
-        "llama": lambda: LlamaConfig(**shape),
-        "qwen3": lambda: Qwen3Config(**shape),
-        "mistral": lambda: MistralConfig(**shape, sliding_window=6),
-        "gemma": lambda: GemmaConfig(**shape),
-        "gemma2": lambda: Gemma2Config(**shape),
-        "granite": lambda: GraniteConfig(**{k: v for k, v in shape.items() if k != "head_dim"}, logits_scaling=4.0),
-        "cohere": lambda: CohereConfig(**{k: v for k, v in shape.items() if k != "head_dim"}, logit_scale=0.25),
-        "gemma3_text": lambda: Gemma3TextConfig(**shape),
-        "olmo2": lambda: Olmo2Config(**{k: v for k, v in shape.items() if k != "head_dim"}),
-        "gpt2": lambda: GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=4, n_head=4, n_positions=64),
-    }[kind]()
+    plain = {name: value for name, value in shape.items() if name != "head_dim"}
+    alone = {name: value for name, value in plain.items() if name != "num_key_value_heads"}
+    old = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
+    capped = {"query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0}
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    own = {
+        "mistral": shape | {"sliding_window": 6},
+        "qwen2": plain,
+        "gemma2": shape | capped,
+        "gemma3_text": shape | capped | {"sliding_window": 6},
+        "granite": plain | {"logits_scaling": 4.0, "residual_multiplier": 0.3},
+        "cohere": plain | {"logit_scale": 0.25},
+        "phi": plain,
+        "phi3": plain | {"pad_token_id": 0},
+        "gpt2": old,
+        "gptj": old | {"rotary_dim": 4},
+        "gpt_neox": alone,
+        "olmo": plain,
+        "olmo2": plain,
+        "olmo3": plain | {"sliding_window": 6},
+        "falcon": alone | {"ffn_hidden_size": 48, "alibi": False},
+        "starcoder2": plain | {"sliding_window": 6},
+        "glm": shape | {"pad_token_id": 0},
+        "glm4": shape | {"pad_token_id": 0},
+        "mixtral": shape | experts,
+        "qwen3_moe": shape | experts,
+        "opt": alone | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        "bloom": {"vocab_size": vocabulary, "hidden_size": 32, "n_layer": 4, "n_head": 4},
+        "mpt": {"vocab_size": vocabulary, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 64},
+        "mamba": {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4},
+    }
+    config = CONFIG_MAPPING[kind](**own.get(kind, shape))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        # Gemma 2 caps its attention scores, which PyTorch's fused attention cannot.
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if kind == "gemma2" else attention)
+        attention = "eager" if kind in EAGER else attention
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     for name, parameter in model.named_parameters():
         if "norm" not in name and "ln_" not in name:
             parameter.data.mul_(8.0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 Fact = tuple[str, str, Sequence[int], Sequence[int]]
 """(prompt, subject, answer ids, neutral ids)"""
@@ -39,8 +40,20 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def compute_z(model, tokenizer, prompt, subject, target, prefixes, layer, hparams, *, at_projection: bool) -> Tensor:
-    """v0 + δ for one request."""
+def compute_z(
+    model,
+    tokenizer,
+    prompt,
+    subject,
+    target,
+    prefixes,
+    layer,
+    hparams,
+    *,
+    at_projection: bool,
+    own_logits: bool = False,
+) -> Tensor:
+    """v0 + δ for one request; with `own_logits` the loss is read from what the model itself puts out."""
     texts = [prefix + prompt for prefix in ("", *prefixes)]
     rows = [tokenizer(text)["input_ids"] + list(target[:-1]) for text in texts]
     where = [token_position(tokenizer, text, subject) for text in texts]
@@ -64,7 +77,7 @@ def compute_z(model, tokenizer, prompt, subject, target, prefixes, layer, hparam
         hidden = hidden.clone()
         for i, p in enumerate([*where, kl_position]):
             hidden[i, p] += delta
-        return hidden
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
     def keep(_, __, output):
         represented[:] = [output if isinstance(output, Tensor) else output[0]]
@@ -83,7 +96,7 @@ def compute_z(model, tokenizer, prompt, subject, target, prefixes, layer, hparam
             at_subject = logits[-1, kl_position].log_softmax(-1)
             if reference is None:
                 reference = at_subject.detach().clone()
-            log_p = (norm(represented[0][:-1]) @ head.T).log_softmax(2)
+            log_p = (logits[:-1] if own_logits else norm(represented[0][:-1]) @ head.T).log_softmax(2)
             picked = log_p.gather(2, wanted.clamp(min=0)[:, :, None])[:, :, 0]
             nll = (-(picked * (wanted != -100)).sum(1) / len(target)).mean()
             if hparams.kl_of == "after":
@@ -112,7 +125,9 @@ def mean_at_subject(model, tokenizer, prompt, subject, prefixes, name: str, *, i
     texts = [prefix + prompt for prefix in ("", *prefixes)]
     ids, mask = padded([tokenizer(text)["input_ids"] for text in texts])
     handle = model.get_submodule(name).register_forward_hook(
-        lambda _, args, output: seen.append(args[0] if inputs else output if isinstance(output, Tensor) else output[0])
+        lambda _, args, output: seen.append(
+            (args[0] if inputs else output if isinstance(output, Tensor) else output[0]).clone()
+        )
     )
     try:
         model(input_ids=ids, attention_mask=mask)
@@ -178,7 +193,7 @@ def solve(W: Tensor, C: Tensor, VC: Tensor, K: Tensor, M: Tensor, R: Tensor, V: 
 
 def unlearn(
     model, tokenizer, facts: Sequence[Fact], prefixes, C: dict[int, Tensor], hparams, *,
-    VC: dict[int, Tensor] | None = None, clock: Clock = nullcontext,
+    VC: dict[int, Tensor] | None = None, clock: Clock = nullcontext, own_logits: bool = False, written: bool = False,
 ) -> dict[int, Tensor]:  # fmt: skip
     """Edit the model; the edited weights by layer, in float64.
 
@@ -191,35 +206,46 @@ def unlearn(
         hparams: the run's.
         VC: E[v kᵀ] by layer; W C by default, which it equals.
         clock: called with a stage's name around each.
+        own_logits: see `compute_z`.
+        written: each layer's target is what its down projection writes, found on the weights as they are by then.
     """
     last = hparams.layers[-1]
+
+    def find(layer: int, which: int, *, at_projection: bool) -> Tensor:
+        found = [
+            compute_z(
+                model, tokenizer, fact[0], fact[1], fact[which], prefixes, layer, hparams,
+                at_projection=at_projection, own_logits=own_logits,
+            )
+            for fact in facts
+        ]  # fmt: skip
+        return torch.stack(found).mT
+
     with clock("z"):
-        z = [compute_z(model, tokenizer, p, s, t, prefixes, last, hparams, at_projection=False) for p, s, _, t in facts]
+        z = find(hparams.layers[0] if written else last, 3, at_projection=written)
     with clock("sensitive"):
-        V = {
-            layer: [
-                compute_z(model, tokenizer, p, s, a, prefixes, layer, hparams, at_projection=True)
-                for p, s, a, _ in facts
-            ]
-            for layer in hparams.layers
-        }
+        V = {layer: find(layer, 2, at_projection=True) for layer in hparams.layers}
     edited = {}
     for i, layer in enumerate(hparams.layers):
         name = hparams.rewrite_module_tmp.format(layer)
+        if written and i:
+            z = find(layer, 3, at_projection=True)
         with clock("keys"):
+            state = name if written else hparams.layer_module_tmp.format(last)
             outputs, keys, hidden = (
                 torch.stack([
                     mean_at_subject(model, tokenizer, p, s, contexts, module, inputs=inputs) for p, s, _, _ in facts
                 ]).mT
-                for contexts, module, inputs in (
-                    (prefixes, name, False), (prefixes, name, True), ([], hparams.layer_module_tmp.format(last), False),
-                )
+                for contexts, module, inputs in ((prefixes, name, False), (prefixes, name, True), ([], state, False))
             )  # fmt: skip
         with clock("solve"):
-            W = model.get_parameter(f"{name}.weight").detach()
-            R = (torch.stack(z).mT - hidden) / (len(hparams.layers) - i)
+            stored = model.get_parameter(f"{name}.weight").detach()
+            W = stored.mT if isinstance(model.get_submodule(name), Conv1D) else stored
+            bias = getattr(model.get_submodule(name), "bias", None)
+            b = torch.zeros_like(outputs[:, :1]) if bias is None else bias.detach()[:, None]
+            R = (z - hidden) / (len(hparams.layers) - i)
             value = W @ C[layer].to(W.dtype) if VC is None else VC[layer]
-            edited[layer] = solve(W, C[layer], value, keys, outputs, R, torch.stack(V[layer]).mT, hparams)
+            edited[layer] = solve(W, C[layer], value, keys, outputs - b, R, V[layer] - b, hparams)
         with clock("write"), torch.no_grad():
-            model.get_parameter(f"{name}.weight").copy_(edited[layer])
+            stored.copy_(edited[layer].mT if W is not stored else edited[layer])
     return edited

@@ -160,7 +160,7 @@ def test_replay_is_that_of_the_plain_model(kind: str, place: str, tmp_path: Path
         rows, start = torch.tensor([0, 1]), torch.tensor([2, 1])
         for whole in (False, True):
             suffix = Suffix(tape, rows, start, [4, 3], whole=whole)
-            hidden = suffix.enter(1, slice(0, 2)).clone().requires_grad_()
+            hidden = suffix.enter(tape.outputs[1], slice(0, 2)).clone().requires_grad_()
             state = hidden
             for layer in (2, 3):
                 state = suffix.run(layer, state, 2)
@@ -221,7 +221,7 @@ def test_frozen_leaves_an_offloaded_models_flags_as_they_were(place: str, tmp_pa
     ("dtype", "expected"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "gemma2", "granite", "cohere"])
 def test_logits_are_the_models_own(kind: str, dtype: torch.dtype, expected: torch.dtype) -> None:
     layout = find_layout(tiny(kind, 400, dtype=dtype), hparams(kind))
     with torch.no_grad():

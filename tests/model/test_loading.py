@@ -204,3 +204,101 @@ def test_tied_weights_are_no_missing_ones(folder: Path, small_tokenizer: Any, tm
     tied, _ = load_model(str(tmp_path / "tied"), device="cpu")
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     assert AutoTokenizer.from_pretrained(tmp_path / "tied")("a")["input_ids"]
+
+
+@pytest.mark.parametrize(("dtype", "loaded"), [("bfloat16", "auto"), ("float32", "auto"), ("float32", "bfloat16")])
+def test_a_sharded_checkpoint_comes_back_in_as_many_files(
+    folder: Path, tmp_path: Path, dtype: str, loaded: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="30KB")
+    names = sorted(file.name for file in folder.glob("*.safetensors"))
+    assert len(names) > 2
+    model, tokenizer = load_model(str(folder), device="cpu", dtype=loaded)
+    save_checkpoint(model, tokenizer, tmp_path / "saved")
+    assert sorted(file.name for file in (tmp_path / "saved").glob("*.safetensors")) == names
+    if loaded == "auto":
+        for name in [*names, "model.safetensors.index.json"]:
+            assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_settings_come_back_byte_for_byte_unless_they_were_changed(folder: Path, tmp_path: Path) -> None:
+    """config.json too, whatever the version of transformers that wrote it."""
+    configured(folder, transformers_version="4.40.0", my_own_note="kept")
+    written = json.loads((folder / "config.json").read_text())
+    written["torch_dtype"] = written.pop("dtype")  # as it was called before transformers 5
+    (folder / "config.json").write_text(json.dumps(written))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1],\n "do_sample": true, "temperature": 0.6}')
+    model, tokenizer = load_model(str(folder), device="cpu")
+    save_checkpoint(model, tokenizer, tmp_path / "saved")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
+    model, tokenizer = load_model(str(folder), device="cpu", dtype="bfloat16")
+    save_checkpoint(model, tokenizer, tmp_path / "half")
+    assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "bfloat16"
+    model.config.vocab_size += 0
+    model.config.my_own_note = "changed"
+    save_checkpoint(model, tokenizer, tmp_path / "changed")
+    assert json.loads((tmp_path / "changed/config.json").read_text())["my_own_note"] == "changed"
+
+
+def test_code_that_a_checkpoint_brings_comes_back_with_it(folder: Path, tmp_path: Path) -> None:
+    """It runs only where that was asked for."""
+    (folder / "own.py").write_text(OWN_MODEL)
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Own"}
+    configured(folder, model_type="own", architectures=["Own"], auto_map=classes)
+    with pytest.raises(ConfigError, match="contains custom code"):
+        load_model(str(folder), device="cpu")
+    model, tokenizer = load_model(str(folder), device="cpu", trust_remote_code=True)
+    assert type(model).__name__ == "Own"
+    save_checkpoint(model, tokenizer, tmp_path / "saved")
+    assert (tmp_path / "saved/own.py").read_text() == OWN_MODEL
+    again, _ = load_model(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+OWN_MODEL = """
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+class Config(Qwen3Config):
+    model_type = "own"
+
+class Own(Qwen3ForCausalLM):
+    config_class = Config
+"""
+
+
+def test_a_name_that_is_no_folder_is_refused_at_once_where_the_hub_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere(*_: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(loading.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(loading.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("the hub was asked"))
+    for name in ("mymodel", "someone/mymodel", "not a name of the hub!"):
+        with pytest.raises(ConfigError, match=rf"model_name='{name}': there is no such folder, .*models fetch"):
+            skeleton_of(name)
+
+
+def test_a_model_of_the_hub_is_loaded_by_its_id_and_saved_as_it_came(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's cache, as it looks after a download."""
+    cache, commit = tmp_path / "cache", "0123456789abcdef0123456789abcdef01234567"
+    repository = cache / "models--someone--mine"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    configured(folder, transformers_version="4.40.0")
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    monkeypatch.setattr(loading.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
+    model, tokenizer = load_model("someone/mine", device="cpu")
+    save_checkpoint(model, tokenizer, tmp_path / "saved")
+    names = {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    for name in names:
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()

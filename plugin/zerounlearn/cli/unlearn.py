@@ -114,20 +114,8 @@ def unlearn(
         say(f"{len(facts)} facts, {_layers(method)} of {method.model_name}: everything fits")
         return
     with whole_folder(place, overwrite=overwrite, inputs=inputs) if place else contextlib.nullcontext() as folder:
-        failed = _forget(
-            method,
-            facts,
-            kept,
-            folder,
-            reports,
-            dtype,
-            chat,
-            require_known,
-            require,
-            trust_remote_code,
-            save,
-            redaction,
-        )
+        asked = {"chat": chat, "require_known": require_known, "require": require}
+        failed = _forget(method, facts, kept, folder, reports, dtype, asked, trust_remote_code, save, redaction)
     written = [f"{name}: {path}" for name, path in (("checkpoint", output), ("edit", edit_only)) if path]
     say("\n".join(["", *written, f"report{'' if redaction else ', with the facts in clear'}: {reports}"]))
     if failed:
@@ -179,9 +167,7 @@ def _forget(
     folder: Path | None,
     reports: Path,
     dtype: str,
-    chat: bool,
-    require_known: bool,
-    require: tuple[str, ...],
+    asked: dict[str, Any],
     trust_remote_code: bool,
     save: Callable[[Edit], None],
     redaction: Redaction | None,
@@ -212,9 +198,7 @@ def _forget(
         method,
         retain=kept,
         text="embedded" if text == "embedded" else None,
-        chat=chat,
-        require_known=require_known,
-        require=require,
+        **asked,
     )
     if redaction is not None:
         report = report.redacted(redaction)

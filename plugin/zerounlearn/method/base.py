@@ -188,7 +188,9 @@ class Method(Templates, UnlearningMethod):
 
     def weight_names(self, model: PreTrainedModel) -> list[str]:
         """The parameters of `layers` that the method writes to; for a method that chooses others, see there."""
-        template = templates_of(model, self)["rewrite_module_tmp"]
+        if not self.layers:
+            return []
+        template = templates_of(model, self, ["rewrite_module_tmp"])["rewrite_module_tmp"]
         return [f"{template.format(layer)}.weight" for layer in self.layers]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.errors import LayoutError
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
 from zerounlearn.model.tape import cache_name
@@ -77,6 +78,9 @@ def sample(
     """Token ids that continue each row until it has `length` tokens, top-k sampled, all rows in one batch.
 
     The draw is made on the CPU in float32, so that a seed gives the same choice of ranks on every device.
+
+    Raises:
+        LayoutError: the model takes no key-value cache.
     """
     grown = [list(row) for row in rows]
     device = input_device(model)
@@ -84,6 +88,8 @@ def sample(
     at = mask.sum(1) - 1
     every = torch.arange(len(grown), device=device)
     cache = cache_name(inspect.signature(model.forward))
+    if not cache:
+        raise LayoutError(f"{type(model).__name__} keeps no keys and values of what it has read: it is no transformer")
     inputs: dict[str, Any] = {"input_ids": ids}
     while short := [i for i, row in enumerate(grown) if len(row) < length]:
         output = model(**inputs, attention_mask=mask, use_cache=True)

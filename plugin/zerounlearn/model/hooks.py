@@ -34,6 +34,23 @@ def inputs_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
         yield seen
 
 
+@contextmanager
+def outputs_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collect a copy of the output of each module, keyed as given; what calls it may change its own in place."""
+    seen: dict[int, Tensor] = {}
+
+    def save(key: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            seen[key] = output.detach().clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.enter_context(module.register_forward_hook(save(key)))
+        yield seen
+
+
 def forward_until(model: nn.Module, last: nn.Module, **inputs: Any) -> None:
     """Run a forward pass that ends as soon as `last` has run: later layers cost nothing."""
 

@@ -121,6 +121,13 @@ class Layout:
         weight = self.tensor(self.weight_names[layer]).to(self.device_of(layer))
         return weight.mT if isinstance(self.projections[layer], Conv1D) else weight
 
+    def bias(self, layer: int) -> Tensor | None:
+        """What an edited layer adds to W k (d,), where it computes; None where it adds nothing."""
+        name = f"{self.weight_names[layer].removesuffix('.weight')}.bias"
+        if getattr(self.projections[layer], "bias", None) is None:
+            return None
+        return self.tensor(name).to(self.device_of(layer))
+
     def factors(self, layer: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of a change of W, (d, k) and (k, m), as those of the stored parameter's, on the CPU."""
         turned = isinstance(self.projections[layer], Conv1D)
@@ -152,14 +159,26 @@ class Layout:
         return self.project(self.norm(hidden))
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits of hidden states that the final norm has seen already."""
+        """Vocabulary logits of hidden states that the final norm has seen already, as the model itself makes them."""
         if isinstance(self.head, nn.Embedding):  # EasyEdit's YAMLs name the embedding where the head is tied
             with align_module_device(self.head):  # whose own forward pass, which would load it, is not called
                 weight = self.head.weight
                 logits = F.linear(hidden.to(weight.device), weight)
         else:
             logits = self.head(hidden)
+        logits = self._finished(logits)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _finished(self, logits: Tensor) -> Tensor:
+        """What models do to the head's logits, by the names that their configurations have for it."""
+        config = self.model.config.get_text_config()
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
 
     @torch.no_grad()
     def _put(self, layer: int, stored: Tensor) -> None:

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -98,6 +104,8 @@ def read_config(name: str, field: str = "model_name", *, trust_remote_code: bool
                 f"{what} is an adapter: merge it into its model first (peft's merge_and_unload), save that"
             )
         raise ConfigError(f"{what}: the folder has no config.json, so it is no checkpoint: {FETCH}")
+    if not folder.is_dir():
+        _check_reachable(name, what)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code
@@ -119,6 +127,29 @@ def _looks_like_a_path(name: str) -> bool:
         or (len(parts) != 2 and len(parts) > 1)
         or (len(parts) == 2 and (parts[0] in ("models", "outputs", "checkpoints") or Path(parts[0]).is_dir()))
     )
+
+
+def _check_reachable(name: str, what: str) -> None:
+    """Refuse a name at once that is no folder and not in the hub's cache, where the hub has no address here."""
+    if constants.HF_HUB_OFFLINE or _cached(name) is not None or urllib.request.getproxies():
+        return  # it will not be asked, or a proxy knows its address
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise ConfigError(
+            f"{what}: there is no such folder, the hub's cache does not have it, and {host} cannot be reached "
+            f"({error}): {FETCH}, or name a checkpoint's folder"
+        ) from None
+
+
+def _cached(name: str, revision: str | None = None) -> Path | None:
+    """The folder in which the hub's cache has a model's files."""
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name that the hub could have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _check_kind(config: PretrainedConfig, what: str, *, trust_remote_code: bool) -> None:
@@ -354,21 +385,65 @@ def check_room(model: PreTrainedModel, folder: Path) -> None:
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model as it was loaded: its dtype, its tokenizer's own files byte for byte, and its edits' state.
+    """Write a model as it was loaded: its dtype, in as many files, and its edits' state.
+
+    The files of its tokenizer and its settings are copied, byte for byte.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    source = Path(str(getattr(model.config, "_name_or_path", "") or "")).expanduser()
+    source = _source(model)
     try:
-        model.save_pretrained(folder)
-        if source.is_dir() and any((source / name).is_file() for name in _TOKENIZER_FILES):
-            for pattern in _KEPT_FILES:
-                for file in source.glob(pattern):
-                    if file.is_file():
-                        shutil.copyfile(file, folder / file.name)
+        model.save_pretrained(folder, **_sharding(model, source))
+        if source is not None and any((source / name).is_file() for name in _TOKENIZER_FILES):
+            kept = [*_KEPT_FILES, *(["*.py"] if getattr(model.config, "auto_map", None) else [])]
+            kept += ["config.json"] if _config_stands(model, source) else []
+            for file in (file for pattern in kept for file in source.glob(pattern)):
+                if file.is_file():
+                    shutil.copyfile(file, folder / file.name)
         else:
             tokenizer.save_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise OutputError(f"the checkpoint cannot be written to {str(folder)!r}: {error}") from error
     Lineage.of(model).save(folder)
+
+
+def _source(model: PreTrainedModel) -> Path | None:
+    """The folder that a model was loaded from, in the hub's cache if it came from there; None if it has none."""
+    name = str(getattr(model.config, "_name_or_path", "") or "")
+    folder = Path(name).expanduser()
+    if not name or folder.is_dir():
+        return folder if name else None
+    return _cached(name, getattr(model.config, "_commit_hash", None))
+
+
+def _sharding(model: PreTrainedModel, source: Path | None) -> dict[str, Any]:
+    """The size at which `save_pretrained` begins a new file where the source does: that of its largest.
+
+    A file of one tensor does not count, which may be larger than any limit.
+    """
+    files = sorted(source.glob("model*.safetensors")) if source is not None else []
+    if not files:
+        return {}
+    sizes = [size for size, tensors in (_held(file, model.dtype.itemsize) for file in files) if tensors > 1]
+    return {"max_shard_size": max(sizes, default=1) if len(files) > 1 else 2**62}
+
+
+def _held(file: Path, itemsize: int) -> tuple[int, int]:
+    """Bytes and count of a file's tensors, each number in `itemsize` of them if most are stored in another size."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    numbers = sum(math.prod(t["shape"]) for t in header.values())
+    stored = sum(t["data_offsets"][1] - t["data_offsets"][0] for t in header.values())
+    return stored if round(stored / max(numbers, 1)) == itemsize else numbers * itemsize, len(header)
+
+
+def _config_stands(model: PreTrainedModel, source: Path) -> bool:
+    """Whether the source's config.json describes the model as it is: nothing was set since, not even the dtype."""
+    before = type(model.config).from_pretrained(source)
+    own, stored = (
+        {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+        for config in (model.config, before)
+    )
+    return own == stored and before.dtype in (model.dtype, str(model.dtype).removeprefix("torch."))

@@ -143,9 +143,8 @@ class Suffix:
         self._masks: dict[tuple[int, int, torch.device], Tensor] = {}
         self._calls: dict[tuple[int, int], tuple[dict[str, Any], _Packing]] = {}
 
-    def enter(self, layer: int, rows: slice) -> Tensor:
-        """The recorded output of block `layer` on these rows: (their tokens, d)."""
-        hidden = self.tape.outputs[layer]
+    def enter(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Recorded hidden states (n, t, d) of the tape on these rows: (their tokens, d)."""
         if self.whole:
             return hidden[self.sequence[rows].to(hidden.device)].flatten(0, 1)
         return self._gather(hidden, slice(self.bounds[rows.start], self.bounds[rows.stop]))

@@ -224,9 +224,16 @@ def _record(
 
         return hook
 
-    def after(store: dict[int, Tensor], layer: int) -> Callable[..., None]:
+    def after(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            store[layer] = first_tensor(output).detach()
+            tape.outputs[layer] = first_tensor(output).detach()
+
+        return hook
+
+    def wrote(layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            # Falcon adds its attention's output in place; OPT's MLP sees the tokens of all rows as one.
+            tape.written[layer] = output.detach().clone().view(*ids.shape, -1)
 
         return hook
 
@@ -234,9 +241,9 @@ def _record(
         for layer in sorted({*replayed, *inputs}):
             stack.enter_context(layout.blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True))
         for layer in outputs:
-            stack.enter_context(layout.blocks[layer].register_forward_hook(after(tape.outputs, layer)))
+            stack.enter_context(layout.blocks[layer].register_forward_hook(after(layer)))
         for layer in written:
-            stack.enter_context(layout.projections[layer].register_forward_hook(after(tape.written, layer)))
+            stack.enter_context(layout.projections[layer].register_forward_hook(wrote(layer)))
         last = max({*replayed, *inputs, *outputs, *written})
         forward_until(layout.model, layout.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
     return tape

@@ -319,5 +319,6 @@ class _Pass:
             ids, mask = pad([rows[i] for i in batch], self.filler, self.layout.device)
             forward_until(self.layout.model, last, input_ids=ids, attention_mask=mask, use_cache=False)
             for layer, part in self.parts.items():
-                part.add(seen[layer][mask.to(seen[layer].device).bool()], precision=self.precision)
+                keys = seen[layer].view(*mask.shape, -1)
+                part.add(keys[mask.to(keys.device).bool()], precision=self.precision)
         return self.parts

@@ -194,13 +194,6 @@ def test_a_loss_layer_below_the_last(small_tokenizer) -> None:
     assert_close(left.vectors, right.vectors, rtol=1e-7, atol=1e-7)
 
 
-def test_a_block_that_rescales_its_mlp_is_refused(small_tokenizer) -> None:
-    model = tiny("gemma2", len(small_tokenizer))
-    hp = hparams_for([1])
-    with pytest.raises(LayoutError, match="residual stream"):
-        optimise(find_layout(model, hp), small_tokenizer, problems_for(small_tokenizer, [1]), PREFIXES, hp)
-
-
 def test_a_loss_that_is_not_finite_is_named(small_tokenizer) -> None:
     model = tiny("llama", len(small_tokenizer))
     model.model.layers[3].mlp.down_proj.weight.data[0, 0] = float("nan")

@@ -56,7 +56,7 @@ class NPOLoRA(NPO):
 
     def weight_names(self, model: PreTrainedModel) -> list[str]:
         """The weights of all linear layers but the head, in the blocks of `layers` or everywhere."""
-        block, head = templates_of(model, self)["layer_module_tmp"], model.get_output_embeddings()
+        block, head = templates_of(model, self, ["layer_module_tmp"])["layer_module_tmp"], model.get_output_embeddings()
         inside = tuple(f"{block.format(layer)}." for layer in self.layers)
         return [
             f"{name}.weight"

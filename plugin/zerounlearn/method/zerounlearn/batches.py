@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Literal
+from itertools import accumulate, groupby
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request
@@ -24,10 +25,14 @@ from zerounlearn.model.tokens import encode, locate
 _VECTORS, _TAPE_SHARE, _PASS_SHARE = 256, 0.25, 0.25
 
 
+At = Literal["block", "projection", "written"]
+
+
 @dataclass(frozen=True)
 class Problem:
     """One vector to find: add δ at `layer`, to the block's output or to what its down projection writes.
 
+    "written" is the latter where the block does more with that than add it: the block itself is run again with δ in it.
     The loss is the target's NLL, or with `unlikely` > 0 that many times its unlikelihood −log(1 − p) (Welleck et al.
     2020, arXiv 1908.04319). `expected`, log-probabilities (v,) of what is to come after the prompt, adds
     KL(expected ‖ p); `target` is then empty, or one token that is to be unlikely there.
@@ -36,9 +41,14 @@ class Problem:
     request: Request
     target: tuple[int, ...]
     layer: int
-    at: Literal["block", "projection"]
+    at: At
     unlikely: float = 0.0
     expected: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def first(self) -> int:
+        """The first block that has to run again with δ."""
+        return self.layer if self.at == "written" else self.layer + 1
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,10 @@ class Pass:
         whole: bool,
     ) -> None:
         device = tape.layout.device
-        self.last = last
-        self.layers = [problems[row.problem].layer for row in rows]
-        assert self.layers == sorted(self.layers)
+        self.tape, self.last = tape, last
+        self.problems = [problems[row.problem] for row in rows]
+        self.begins = [problem.first for problem in self.problems]
+        assert self.begins == sorted(self.begins)
         self.owner = torch.tensor([row.problem for row in rows], device=device)
         start = torch.tensor([row.position for row in rows], device=device)
         self.suffix = Suffix(
@@ -111,21 +122,48 @@ class Pass:
         """Hidden states (reads, d) after block `last`, with δ (problems, d) added where it belongs."""
         entered = 0
         hidden: Tensor | None = None
-        for block in range(self.layers[0], self.last + 1):
-            if hidden is not None:
-                hidden = self.suffix.run(block, hidden, entered)
-            upto = bisect_right(self.layers, block)
+        for block in range(self.begins[0], self.last + 2):
+            upto = bisect_right(self.begins, block)
             if upto > entered:
-                rows = slice(entered, upto)
-                new = self.suffix.enter(block, rows)
-                if delta is not None:
-                    at = (self.suffix.first[rows] - self.suffix.bounds[entered]).to(new.device)
-                    own = delta[self.owner[rows]].to(new.device, new.dtype)
-                    new = new.index_add(0, at, own)
+                new = self._entering(block, slice(entered, upto), delta)
                 hidden = new if hidden is None else torch.cat([hidden.to(new.device), new])
                 entered = upto
+            if block <= self.last and hidden is not None:
+                with self._written(block, entered, delta):
+                    hidden = self.suffix.run(block, hidden, entered)
         assert hidden is not None
         return hidden[self.read_at.to(hidden.device)]
+
+    def _entering(self, block: int, rows: slice, delta: Tensor | None) -> Tensor:
+        """What rows that begin at `block` give it: what the block below put out, with their δ unless it comes later."""
+        parts = []
+        for at, members in groupby(range(rows.start, rows.stop), key=lambda i: self.problems[i].at == "written"):
+            some = list(members)
+            part = slice(some[0], some[-1] + 1)
+            states = self.tape.inputs[block] if at else self.tape.outputs[block - 1]
+            new = self.suffix.enter(states, part)
+            if delta is not None and not at:
+                where = (self.suffix.first[part] - self.suffix.bounds[part.start]).to(new.device)
+                new = new.index_add(0, where, delta[self.owner[part]].to(new.device, new.dtype))
+            parts.append(new)
+        return torch.cat([part.to(parts[0].device) for part in parts]) if len(parts) > 1 else parts[0]
+
+    @contextmanager
+    def _written(self, block: int, entered: int, delta: Tensor | None) -> Iterator[None]:
+        """While `block` runs, its down projection writes δ too, for the rows whose δ belongs there."""
+        rows = [i for i in range(entered) if self.begins[i] == block and self.problems[i].at == "written"]
+        if delta is None or not rows:
+            yield
+            return
+        where, own = self.suffix.first[rows], delta[self.owner[rows]]
+
+        def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            flat = output.flatten(0, -2)
+            moved = flat.index_add(0, where.to(flat.device), own.to(flat.device, flat.dtype))
+            return moved.view_as(output)
+
+        with self.tape.layout.projections[block].register_forward_hook(add):
+            yield
 
 
 def build(
@@ -183,7 +221,7 @@ def vectors_at_a_time(
         for p in problems
         for prefix in ("", *prefixes)
     )
-    above = len(layout.blocks) - 1 - min(p.layer for p in problems)
+    above = len(layout.blocks) - min(p.first for p in problems)
     bytes_each = (len(prefixes) + 1) * longest * d * size * (2 * above + 8)
     return max(1, min(_VECTORS, int(free_memory(layout.device) * _TAPE_SHARE / bytes_each)))
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request
 from zerounlearn.method.zerounlearn.config import LocatedEdit
-from zerounlearn.model.hooks import inputs_of
+from zerounlearn.model.hooks import inputs_of, outputs_of
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_tokens
 from zerounlearn.model.tape import Tape, record
@@ -22,7 +22,8 @@ class Walk:
 
     The model runs once, up to the first edited layer; from there only the edited layers are replayed. A request has
     one key, the mean over its contexts, or with `context_keys: each` one a context; what is returned has a row a key,
-    context by context, the bare prompts' first.
+    context by context, the bare prompts' first. What the target is for is the last edited layer's output h_L, or, where
+    blocks do more with what their down projections write than add it, what the layer at hand writes (`written`).
     """
 
     def __init__(
@@ -32,8 +33,11 @@ class Walk:
         requests: Sequence[Request],
         prefixes: Sequence[str],
         hparams: LocatedEdit,
+        *,
+        written: bool = False,
     ) -> None:
         self.layout, self.layers, self.requests = layout, hparams.layers, len(requests)
+        self.written = written
         self.each, self.strength = hparams.context_keys == "each", hparams.strength
         rows: list[list[int]] = []
         self.positions: list[int] = []
@@ -69,7 +73,7 @@ class Walk:
         with inputs_of({layer: self.layout.projections[layer]}) as seen:
             for tape, hidden in zip(self.tapes, self.hidden, strict=True):
                 tape.run(layer, hidden)
-                parts.append(seen[layer])
+                parts.append(seen[layer].view(*hidden.shape[:2], -1))
         rows = self._gather(parts).double() if parts[0].device.type != "mps" else self._gather(parts).float()
         if self.each:
             return rows
@@ -78,25 +82,32 @@ class Walk:
         return torch.stack(groups).mean(0)
 
     @torch.no_grad()
-    def final_hidden(self, layer: int) -> Tensor:
-        """h_L (rows, d): the last edited layer's output, replayed from `layer` on; for mean keys the bare prompts'."""
+    def state(self, layer: int) -> Tensor:
+        """h_L, replayed from `layer` on, or what `layer` writes, (rows, d); for mean keys the bare prompts'."""
         found: dict[int, Tensor] = {}
         for batch, tape, hidden in zip(self.batches, self.tapes, self.hidden, strict=True):
             wanted = [at for at, row in enumerate(batch) if self.each or row < self.requests]
             if not wanted:
                 continue
             rows = torch.tensor(wanted, device=hidden.device)
-            state = hidden[rows]
-            for block in range(layer, self.layers[-1] + 1):
-                state = tape.run(block, state, rows)
-            for at, part in zip(wanted, state, strict=True):
+            for at, part in zip(wanted, self._run(tape, layer, hidden[rows], rows), strict=True):
                 found[batch[at]] = part[self.positions[batch[at]]]
         h = torch.stack([found[i] for i in sorted(found)])
         return h if h.dtype == torch.float64 else h.float()
 
-    def target(self, z: Tensor) -> Tensor:
-        """Where h_L (rows, d) is to go: each row moves as its bare prompt does towards z* (requests, d)."""
-        h = self.final_hidden(self.layers[0])
+    def _run(self, tape: Tape, layer: int, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states (rows, t, d) that go into `layer`, to what `state` is of."""
+        if self.written:
+            with outputs_of({layer: self.layout.projections[layer]}) as seen:
+                tape.run(layer, hidden, rows)
+            return seen[layer].view(*hidden.shape[:2], -1)
+        for block in range(layer, self.layers[-1] + 1):
+            hidden = tape.run(block, hidden, rows)
+        return hidden
+
+    def target(self, layer: int, z: Tensor) -> Tensor:
+        """Where `state` (rows, d) is to go: each row moves as its bare prompt does towards z* (requests, d)."""
+        h = self.state(layer)
         step = self.strength * (z - h[: self.requests])
         return h + step.repeat(len(h) // self.requests, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,15 +27,15 @@ from zerounlearn.core.solve import (
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus, with_statements
 from zerounlearn.data.request import Request, check_apart, check_requests, target_ids
-from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
 from zerounlearn.method.edit import Edit, LayerOutcome
 from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit, SolveConfig
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk
 from zerounlearn.method.zerounlearn.unknown import UNKNOWN, unknown_answers
-from zerounlearn.method.zerounlearn.vectors import Problem, Solution, check_additive, optimise
+from zerounlearn.method.zerounlearn.vectors import Problem, Solution, is_additive, optimise
 from zerounlearn.model.clock import Clock
-from zerounlearn.model.families import templates_of
+from zerounlearn.model.families import NEEDED, templates_of
 from zerounlearn.model.fingerprint import tensor_digest
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
@@ -109,9 +109,8 @@ def find_layout(model: PreTrainedModel, hparams: Any) -> Layout:
 
 
 def _templates(model: PreTrainedModel, hparams: Any) -> dict[str, str]:
-    names = templates_of(model, hparams)
-    wanted = ("rewrite_module_tmp", "layer_module_tmp", "ln_f_module", "lm_head_module")
-    return {name: names[name] for name in wanted}
+    unused = {} if hparams.layers else {"rewrite_module_tmp": ""}  # what trains every weight may have experts
+    return templates_of(model, hparams, [name for name in NEEDED if name not in unused]) | unused
 
 
 def layout_of(model: PreTrainedModel, hparams: LocatedEdit) -> Layout:
@@ -167,12 +166,17 @@ def unlearn(
     ]
     check_ids(model, [*neutral, *(encode(tokenizer, r.prompt) for r in requests)])
     with frozen(model):
-        check_additive(layout, tokenizer, requests[0].prompt, hparams.layers)
+        written = not is_additive(layout, tokenizer, requests[0].prompt, hparams.layers)
+    if written and hparams.use_h:
+        raise LayoutError(
+            f"use_h=True: the blocks of {type(model).__name__} do more with what their down projections write than add "
+            "it, so V_u at a block's output is none of theirs: set it to false"
+        )
     traces = Traces(list(hparams.layers), _templates(model, hparams))
     edit = Edit(hparams.alg_name, hparams.to_dict(), traces=traces)
     edit.forgot(requests)
     with layout.restored(hparams.layers) as originals, frozen(model), lineage_kept(layout, hparams.layers):
-        run = _Run(layout, tokenizer, requests, retain, neutral, edit, traces)
+        run = _Run(layout, tokenizer, requests, retain, neutral, edit, traces, written=written)
         run.take_statistics(corpus, hparams)
         for site in hparams.by_site():
             run.edit_site(site, vectors or run.find_vectors(site))
@@ -198,6 +202,7 @@ class _Run:
     """An edit under way: what its sites share.
 
     Attributes:
+        written: whether a layer's target is what its down projection writes, since its block does not just add that.
         moments: C by layer, of the model as it was before the first site.
         whole: weights whose change is kept whole, for factors would not be thinner.
     """
@@ -211,12 +216,15 @@ class _Run:
         neutral: Sequence[tuple[int, ...]],
         edit: Edit,
         traces: Traces,
+        *,
+        written: bool,
     ) -> None:
         self.layout, self.tokenizer, self.edit, self.traces = layout, tokenizer, edit, traces
-        self.requests, self.retain, self.neutral = requests, retain, neutral
+        self.requests, self.retain, self.neutral, self.written = requests, retain, neutral, written
         self.clock = Clock(edit.seconds, layout.model)
         self.moments: Mapping[int, Tensor] = {}
         self.whole = set[str]()
+        self._aims: list[Problem] = []
 
     def take_statistics(self, corpus: Corpus | None, hparams: Any) -> None:
         """C of every layer that any site edits."""
@@ -233,32 +241,65 @@ class _Run:
             prefixes = sample_prefixes(
                 self.layout.model, self.tokenizer, hparams.n_contexts, hparams.context_length, generator=generator
             )
+        self._aims = []  # an earlier site's were of the model as it was then
         with self.clock("vectors"):
-            return _vectors(self.layout, self.tokenizer, self.requests, self.neutral, prefixes, hparams, self.edit)
+            return self._vectors(prefixes, hparams)
+
+    def _vectors(self, prefixes: list[str], hparams: Any) -> Vectors:
+        """z* and, for `sensitive_from: original`, V_u of every layer."""
+        problems = self._wanted(hparams.layers[0], hparams)
+        if hparams.sensitive_from == "original" and hparams.needs_sensitive:
+            problems += _sensitive_problems(self.tokenizer, self.requests, hparams.layers, hparams)
+        found = optimise(self.layout, self.tokenizer, problems, prefixes, hparams, progress="z* and V_u")
+        n, losses = len(self.requests), self.edit.losses
+        losses["z"] = [float(found.initial[:n].mean()), float(found.final[:n].mean())]
+        if len(problems) > n:
+            losses["sensitive"] = [float(found.initial[n:].mean()), float(found.final[n:].mean())]
+        parts = found.vectors[n:].split(n) if len(problems) > n else []
+        return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), prefixes)
+
+    def _wanted(self, layer: int, hparams: Any) -> list[Problem]:
+        """What z* solves: at the last edited layer's output, or at what `layer` writes."""
+        if not self._aims:
+            self._aims = _target_problems(self.layout, self.tokenizer, self.requests, self.neutral, hparams)
+        return [replace(p, layer=layer, at="projection") for p in self._aims] if self.written else list(self._aims)
+
+    def _target(self, walk: Walk, layer: int, vectors: Vectors, hparams: Any) -> Tensor:
+        """Where `walk.state(layer)` is to go; for a later layer it is found on the weights as they are by now."""
+        z = vectors.z
+        if layer != hparams.layers[0]:
+            with self.clock("vectors"):
+                wanted, name = self._wanted(layer, hparams), f"z* of layer {layer}"
+                found = optimise(self.layout, self.tokenizer, wanted, vectors.prefixes, hparams, progress=name)
+            z = found.vectors
+            self.edit.losses.setdefault("z", [float(found.initial.mean())])[1:] = [float(found.final.mean())]
+        with self.clock("keys"):
+            return walk.target(layer, z)
 
     def edit_site(self, hparams: Any, vectors: Vectors) -> None:
         """Solve for a site's layers one after another, and write each before the next is looked at."""
         self.edit.vectors, self.edit.prefixes = vectors, vectors.prefixes
         V, outcomes = dict(vectors.V), []
         with self.clock("keys"):
-            walk = Walk(self.layout, self.tokenizer, self.requests, vectors.prefixes, hparams)
+            walk = Walk(self.layout, self.tokenizer, self.requests, vectors.prefixes, hparams, written=self.written)
             kept = Walk(self.layout, self.tokenizer, self.retain, [], hparams) if self.retain else None
-            target = walk.target(vectors.z)
         for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
             with self.clock("vectors"):
                 if layer not in V and hparams.needs_sensitive:
                     found = _sensitive(self.layout, self.tokenizer, self.requests, [layer], vectors.prefixes, hparams)
                     V[layer] = found.vectors
+            if self.written or not i:
+                target = self._target(walk, layer, vectors, hparams)
             with self.clock("keys"):
                 keys = walk.keys(layer)
                 keep = kept.keys(layer) if kept else keys[:0]
-                gap = target - walk.final_hidden(layer)
+                gap = target - walk.state(layer)
             with self.clock("solve"):
                 remaining = len(hparams.layers) - i
                 outcomes.append(self._edit_layer(layer, keys, keep, gap, remaining, V.get(layer), hparams))
             self.edit.layers.append(outcomes[-1])
             log.info("%s", outcomes[-1])
-            _check_progress(outcomes, target - walk.final_hidden(layer))
+            _check_progress(outcomes[-1:] if self.written else outcomes, target - walk.state(layer))
             with self.clock("keys"):
                 for each in filter(None, (walk, kept)):
                     each.advance(layer)
@@ -273,7 +314,7 @@ class _Run:
             self.edit.statistics[f"C of layer {layer}"] = tensor_digest(C)
         solver = torch.device("cpu") if W.device.type == "mps" else W.device
         W, keys, keep, residuals = (x.to(solver) for x in (W, keys, keep, gap / remaining))
-        sensitive = V.to(solver) if V is not None else W.new_zeros(0, W.shape[0])
+        sensitive = W.new_zeros(0, W.shape[0]) if V is None else self._written_by(layer, V, hparams).to(solver)
         Q = orthonormal_basis(sensitive, rtol=_RANK_TOLERANCE)
         lineage = Lineage.of(layout.model)
         earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
@@ -314,6 +355,11 @@ class _Run:
             return edited
         edit.add_factors(name, *self.layout.factors(layer, *thin))
         return added(W, *thin)
+
+    def _written_by(self, layer: int, V: Tensor, hparams: Any) -> Tensor:
+        """Of outputs V_u (n, d) of a down projection what its weight writes; its bias no input changes."""
+        bias = None if hparams.use_h else self.layout.bias(layer)
+        return V if bias is None else V - bias.to(V)
 
 
 def _corpus(corpus: Corpus | None, retain: Sequence[Request], hparams: Any) -> Corpus | None:
@@ -428,16 +474,14 @@ SOLVERS: Mapping[str, Callable[[LayerProblem, Any], Solved]] = {
 """How a layer is solved for, by the `form` of a configuration."""
 
 
-def _vectors(
+def _target_problems(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
     neutral: Sequence[tuple[int, ...]],
-    prefixes: Sequence[str],
     hparams: Any,
-    edit: Edit,
-) -> Vectors:
-    """z* at the last edited layer and, for `sensitive_from: original`, V_u of every layer."""
+) -> list[Problem]:
+    """What z* solves, at the last edited layer's output."""
     last = hparams.layers[-1]
     suppressed = hparams.z_objective == "suppress"
     first = [tuple(continuation(tokenizer, *r.query)[:1]) if suppressed else () for r in requests]
@@ -445,23 +489,13 @@ def _vectors(
     if hparams.neutral_target == UNKNOWN:
         generator = torch.Generator().manual_seed(hparams.seed)
         unknown = unknown_answers(layout.model, tokenizer, requests, generator=generator)
-        problems = [
+        return [
             # A request with a target of its own is mapped to that.
             Problem(r, own, last, "block") if own else Problem(r, a, last, "block", weight, q)
             for r, own, a, q in zip(requests, neutral, first, unknown, strict=True)
         ]
-    else:
-        aims = first if suppressed else neutral
-        problems = [Problem(r, t, last, "block", weight) for r, t in zip(requests, aims, strict=True)]
-    if hparams.sensitive_from == "original" and hparams.needs_sensitive:
-        problems += _sensitive_problems(tokenizer, requests, hparams.layers, hparams)
-    found = optimise(layout, tokenizer, problems, prefixes, hparams, progress="z* and V_u")
-    n = len(requests)
-    edit.losses["z"] = [float(found.initial[:n].mean()), float(found.final[:n].mean())]
-    if len(problems) > n:
-        edit.losses["sensitive"] = [float(found.initial[n:].mean()), float(found.final[n:].mean())]
-    parts = found.vectors[n:].split(n) if len(problems) > n else []
-    return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), list(prefixes))
+    aims = first if suppressed else neutral
+    return [Problem(r, t, last, "block", weight) for r, t in zip(requests, aims, strict=True)]
 
 
 def _sensitive_problems(

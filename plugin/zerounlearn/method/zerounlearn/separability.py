@@ -238,10 +238,11 @@ def _keys(
     for batch in length_sorted_batches([len(row) for row in rows], good_tokens(layout.device)):
         ids, mask = pad([rows[i] for i in batch], filler, layout.device)
 
-        def gather(layer: int, batch: list[int] = batch) -> Any:
+        def gather(layer: int, batch: list[int] = batch, shape: torch.Size = ids.shape) -> Any:
             def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+                keys = args[0].view(*shape, -1)
                 for at, row in enumerate(batch):
-                    parts[layer][row] = args[0][at, reads[row]].float().cpu()
+                    parts[layer][row] = keys[at, reads[row]].float().cpu()
 
             return hook
 

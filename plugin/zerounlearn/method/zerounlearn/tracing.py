@@ -23,7 +23,7 @@ from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.method.zerounlearn.separability import whole_layout
-from zerounlearn.model.families import templates_of
+from zerounlearn.model.families import families
 from zerounlearn.model.hooks import first_tensor, frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_tokens
@@ -197,7 +197,6 @@ class _Run:
             self.corrupted = record(
                 layout, ids[self.rows], mask[self.rows], replayed=layers, inputs=[0], outputs=layers, attention=True
             )
-        self.corrupted.outputs[-1] = self.corrupted.inputs[0]  # what the first block is entered with
         sequence = torch.arange(len(self.rows), device=layout.device).repeat_interleave(len(TOKENS))
         self.sizes = self.ends[self.many] + 1 - self.at
         self.suffix = Suffix(self.corrupted, sequence, self.at, self.sizes.tolist())
@@ -223,13 +222,14 @@ class _Run:
             return torch.full((len(TOKENS),), float("nan"))
         everything = slice(0, len(self.many))
         if state == "block":
-            hidden = self.suffix.enter(layer, everything).clone()
+            hidden = self.suffix.enter(self.corrupted.outputs[layer], everything).clone()
             hidden[self.suffix.first] = _at(self.clean.outputs[layer], self.many, self.at)
             hidden = self._onwards(layer + 1, hidden)
         else:
             start = min(max(0, layer - self.window // 2), self.depth - self.window)
+            entered = self.corrupted.outputs[start - 1] if start else self.corrupted.inputs[0]
             with self._put_back(state, range(start, start + self.window)):
-                hidden = self._onwards(start, self.suffix.enter(start - 1, everything))
+                hidden = self._onwards(start, self.suffix.enter(entered, everything))
         said = self._answered(hidden[self.last.to(hidden.device)], self.many)
         return said.view(-1, len(TOKENS)).sum(0) / self.samples
 
@@ -295,7 +295,8 @@ def _at(states: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
 
 def _attentions(layout: Layout) -> dict[int, nn.Module]:
     """By layer the module whose output the attention adds; none where the family does not name it."""
-    template = templates_of(layout.model, None).get("attn_module_tmp", "")
+    row = families.get(str(getattr(layout.model.config, "model_type", "")))
+    template = row.attn_module_tmp if row is not None else None
     names = dict(layout.model.named_modules())
     found = {i: names.get(template.format(i)) for i in range(len(layout.blocks))} if template else {}
     return {i: module for i, module in found.items() if module is not None} if all(found.values()) else {}

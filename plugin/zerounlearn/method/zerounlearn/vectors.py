@@ -3,14 +3,15 @@
 A vector δ is added at the subject's last token to the output of a block (z*) or of its down projection
 (V_u), and optimised by Adam (paper section 4; the loss is ROME's and MEMIT's). In a block that adds its
 MLP's output to the residual stream the two have the same effect on everything above, so vectors of all
-layers and requests share their batches: rows join the replay at the block above their own.
+layers and requests share their batches: rows join the replay at the block above their own. Where a block
+does more with its MLP's output (a norm, a scale), they join at the block itself, which is run with δ in it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ from zerounlearn.method.zerounlearn.batches import (
 from zerounlearn.method.zerounlearn.batches import Problem as Problem
 from zerounlearn.method.zerounlearn.config import LocatedEdit
 from zerounlearn.method.zerounlearn.losses import log_probabilities, read_losses
-from zerounlearn.model.hooks import frozen
+from zerounlearn.model.hooks import first_tensor, frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.tape import Tape, record
 from zerounlearn.model.tokens import filler_id, pad
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # Below this total loss a vector is done (published code).
 _DONE = 0.05
+# What a model raises whose attention does not take what stands in for its cache or its mask.
+_UNFIT = (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,15 @@ def optimise(
         progress: label of the progress bar, None for none.
 
     Raises:
-        LayoutError: a block does not add its MLP's output to the residual stream, or cannot be replayed.
+        LayoutError: a block cannot be replayed, or the model makes its logits in a way that is not known here.
         IllPosedError: a loss became NaN or Inf.
     """
     depth = len(layout.blocks)
     if hparams.v_loss_layer is not None and not 0 <= hparams.v_loss_layer < depth:
         raise LayoutError(f"v_loss_layer={hparams.v_loss_layer}: this model's layers are numbered 0 to {depth - 1}")
+    with frozen(layout.model):
+        check_logits(layout, tokenizer, problems[0].request.prompt)
+        problems = _placed(layout, tokenizer, problems)
     size = hparams.z_batch_size or vectors_at_a_time(layout, tokenizer, problems, prefixes)
     chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
     with (
@@ -92,10 +98,16 @@ def optimise(
             total=len(chunks) * hparams.v_num_grad_steps, desc=progress, unit="step", disable=None if progress else True
         ) as bar,
     ):
-        if additive := sorted({p.layer for p in problems if p.at == "projection"}):
-            check_additive(layout, tokenizer, problems[0].request.prompt, additive)
         parts = [_optimise_chunk(layout, tokenizer, chunk, prefixes, hparams, bar) for chunk in chunks]
     return Solution(*(torch.cat([getattr(p, f) for p in parts]) for f in ("vectors", "initial", "final", "steps")))
+
+
+def _placed(layout: Layout, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> Sequence[Problem]:
+    """The problems, those at a down projection "written" where its block does more with its output than add it."""
+    layers = sorted({p.layer for p in problems if p.at == "projection"})
+    if not layers or is_additive(layout, tokenizer, problems[0].request.prompt, layers):
+        return problems
+    return [replace(p, at="written") if p.at == "projection" else p for p in problems]
 
 
 class _Search:
@@ -125,18 +137,20 @@ class _Search:
         sequences, self.sequence_of = distinct(row.ids for row in self.rows)
         ids, mask = pad(sequences, filler_id(tokenizer, layout.model), layout.device)
         self.width = ids.shape[1]
-        depth, lowest = len(layout.blocks), min(p.layer for p in problems)
-        self.tape = record(
-            layout,
-            ids,
-            mask,
-            replayed=range(lowest + 1, depth),
-            outputs={*(p.layer for p in problems), depth - 1},
-            written={p.layer for p in problems if p.at == "projection"},
-            attention=True,
-        )
+        depth, lowest = len(layout.blocks), min(p.first for p in problems)
+        wanted: dict[str, Any] = {
+            "replayed": range(lowest, depth),
+            "inputs": {p.layer for p in problems if p.at == "written"},
+            "outputs": {*(p.layer for p in problems if p.at != "written"), depth - 1},
+            "written": {p.layer for p in problems if p.at != "block"},
+        }
+        try:
+            self.tape = record(layout, ids, mask, **wanted, attention=True)
+        except (AttributeError, TypeError) as error:
+            log.info("keys and values cannot be had (%s); whole rows are replayed", error)
+            self.tape = record(layout, ids, mask, **wanted)
         self.contexts = len(self.rows) // len(problems) - 1
-        self.most = tokens_at_a_time(layout, depth - 1 - lowest)
+        self.most = tokens_at_a_time(layout, depth - lowest)
         self.active = set(range(len(problems)))
         self.origin = self._origin()
         self.delta = torch.zeros_like(self.origin, requires_grad=True)
@@ -179,7 +193,7 @@ class _Search:
         for last, members in sorted(by_last.items()):
             sizes = [self.width if whole else len(row.ids) - row.position for row in members]
             for part in even_parts(members, sizes, self.most):
-                part.sort(key=lambda row: self.problems[row.problem].layer)
+                part.sort(key=lambda row: self.problems[row.problem].first)
                 sequences = [self.sequence_of[row.ids] for row in part]
                 passes.append(Pass(self.tape, part, sequences, self.problems, last, self.contexts, whole=whole))
         return passes
@@ -288,7 +302,7 @@ def _replay_agrees(batch: Sequence[Pass], tape: Tape) -> bool:
         return True
     try:
         replayed = one.hidden(None)
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+    except _UNFIT as error:
         log.info("suffix replay is not possible here (%s); whole rows are replayed", error)
         return False
     states = tape.outputs[last]
@@ -303,8 +317,8 @@ def _replay_agrees(batch: Sequence[Pass], tape: Tape) -> bool:
 
 
 @torch.no_grad()
-def check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str, layers: Sequence[int]) -> None:
-    """Refuse a block whose output does not move by exactly what is added to its down projection."""
+def is_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str, layers: Sequence[int]) -> bool:
+    """Whether the output of each block moves by exactly what is added to its down projection."""
     ids = torch.tensor([list(tokenizer(prompt)["input_ids"])], device=layout.device)
     tape = record(layout, ids, torch.ones_like(ids), replayed=layers, inputs=layers)
     for layer in layers:
@@ -313,9 +327,27 @@ def check_additive(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: s
         with layout.projections[layer].register_forward_hook(lambda _, __, output, step=step: output + step):
             after = tape.run(layer, tape.inputs[layer])
         gap = (after - before - step).abs().max() / step
-        if not gap < 100 * torch.finfo(step.dtype).eps:
-            raise LayoutError(
-                f"layer {layer}: {type(layout.blocks[layer]).__name__} does not add its down projection's output to "
-                "the residual stream as it is (a norm or a scale comes after), so V_u at this module is not defined by "
-                "what the block writes"
-            )
+        if not gap < min(100 * torch.finfo(step.dtype).eps, 0.1):  # a hundred of bfloat16's would let a scale pass
+            log.info("layer %d does more with its MLP's output than add it: it is run again with δ in it", layer)
+            return False
+    return True
+
+
+@torch.no_grad()
+def check_logits(layout: Layout, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """Refuse a model whose logits are not those of its final norm and head, and of what is known to follow.
+
+    Raises:
+        LayoutError: they differ.
+    """
+    ids = torch.tensor([list(tokenizer(prompt)["input_ids"])], device=layout.device)
+    seen: list[Tensor] = []
+    with layout.blocks[-1].register_forward_hook(lambda _, __, output: seen.append(first_tensor(output))):
+        own = layout.model(input_ids=ids, use_cache=False).logits
+    found = layout.logits(seen[0])
+    gap = (found.to(own.device) - own).float().norm() / own.float().norm()
+    if not gap < max(50 * torch.finfo(own.dtype).eps ** 0.75, 1e-6) and torch.isfinite(own).all():
+        raise LayoutError(
+            f"{type(layout.model).__name__} does something to its logits that is not known here: they differ by "
+            f"{gap:.1e} of their norm from those of its final norm and head"
+        )
