@@ -32,7 +32,15 @@ settings.load_profile("ci")
 REAL = ("smollm2", "smollm2_tokenizer", "smollm2_path", "framework_editor")
 
 
-LONG = ("test_readme.py", "test_both_editions.py", "test_cli.py", "test_editor.py", "test_page.py")
+LONG = (
+    "test_readme.py",
+    "test_edits_guide.py",
+    "test_both_editions.py",
+    "test_cli.py",
+    "test_editor.py",
+    "test_edit_file.py",
+    "test_page.py",
+)
 
 
 # Tests of one module lie in the folders named after ours; those of the whole program beside them, or in these.
