@@ -6,6 +6,9 @@ import click
 
 from zerounlearn.cli import lists
 from zerounlearn.cli.command import EPILOG
+from zerounlearn.cli.export import export
+from zerounlearn.cli.publish import card, push
+from zerounlearn.cli.replay import replay
 from zerounlearn.cli.stats import stats
 from zerounlearn.cli.study import study
 from zerounlearn.cli.unlearn import unlearn
@@ -21,5 +24,8 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
     """Make a language model forget facts, and measure it."""
 
 
-for _command in (unlearn, stats, study, lists.list_entries, lists.show, lists.hparams_files, lists.models):
+for _command in (
+    *(unlearn, replay, export, card, push, stats, study),
+    *(lists.list_entries, lists.show, lists.hparams_files, lists.models),
+):
     main.add_command(_command)

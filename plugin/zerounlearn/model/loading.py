@@ -38,7 +38,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_KEPT_FILES = (
+KEPT_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -363,7 +363,7 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     try:
         model.save_pretrained(folder)
         if source.is_dir() and any((source / name).is_file() for name in _TOKENIZER_FILES):
-            for pattern in _KEPT_FILES:
+            for pattern in KEPT_FILES:
                 for file in source.glob(pattern):
                     if file.is_file():
                         shutil.copyfile(file, folder / file.name)
