@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,14 @@ from tests.method.test_reapply import fine_tuned, same, weights
 from zerounlearn import derived
 from zerounlearn.api import Evaluation
 from zerounlearn.cli import main
+from zerounlearn.data.corpora import open_corpus
 from zerounlearn.data.fact import Fact
+from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.derived import replay
 from zerounlearn.errors import ConfigError, EditError, IllPosedError
 from zerounlearn.method.base import UnlearningMethod
 from zerounlearn.method.edit import Edit
+from zerounlearn.model.answers import score
 from zerounlearn.report.run import Measured, Phase
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,3 +239,57 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     assert result.exit_code == 1
     assert message in result.output
     assert not Path("out").exists()
+
+
+def known_facts(model: Any, tokenizer: Any, n: int) -> list[Fact]:
+    """Packaged facts that the model says, of relations in turn, as examples/demo.py chooses."""
+    _, entries = split_entries(packaged_entries())
+    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(0)).tolist()[: 6 * n]
+    said = score(model, tokenizer, [entries[i].fact.request.query for i in order])
+    by_topic: dict[str, list[Fact]] = {}
+    for i, scored in zip(order, said, strict=True):
+        if scored.said:
+            by_topic.setdefault(entries[i].topic, []).append(entries[i].fact)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_topic.values()))
+    return [fact for fact in turns if fact is not None][:n]
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_child_of_the_real_model_forgets_what_its_parent_forgot(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    """Ten facts, 50 steps on Wikipedia, then the edit again: Eff ≤ 5 %, specificity as on the parent."""
+    model, tokenizer = zu.load_model(str(smollm2_path), device="cpu")
+    wanted = known_facts(model, tokenizer, 10)
+    changes = [f"model_name={smollm2_path}", f"stats_dir={ROOT / 'data/stats'}"]
+    run = zu.load_method(ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml", changes)
+    edit = zu.unlearn(model, tokenizer, wanted, run)
+    on_parent = zu.evaluate(model, tokenizer, wanted)
+    edit.save(tmp_path / "edit.safetensors")
+    edit.revert(model)
+    fine_tune(model, tokenizer, 50)
+    before = weights(model)
+    loaded = Edit.load(tmp_path / "edit.safetensors")
+    done = replay(model, tokenizer, loaded, wanted, method=run.replace(stats_dir=str(tmp_path), mom2_n_samples=100))
+    seen = f"parent {on_parent}; child {done.before}; {[(way.name, str(way.evaluation)) for way in done.ways]}"
+    assert done.before is not None
+    assert done.report is not None
+    assert done.before.phase.eff >= 0.8, "the child still knew them"
+    assert done.report.after.eff <= 0.05, seen
+    assert done.report.after.spe >= on_parent.phase.spe - 0.1, seen
+    assert done.report.after.ppl <= 1.1 * done.before.phase.ppl, seen
+    done.edit.revert(model)
+    assert same(model, before)
+
+
+def fine_tune(model: Any, tokenizer: Any, steps: int) -> None:
+    """On ordinary text that has nothing to do with the facts, one text of 128 tokens a step."""
+    texts, generator = open_corpus("embedded").texts(), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    model.train()
+    for at in torch.randint(len(texts), (steps,), generator=generator).tolist():
+        ids = torch.tensor([tokenizer(texts[at])["input_ids"][:128]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.eval()

@@ -136,10 +136,9 @@ def replay(
             raise ConfigError("a method and a retain set are for solving again, which takes the facts: pass them too")
         return Replay(reapply(edit, model), RE_APPLY, (Way(RE_APPLY),), rows)
     chosen = load_facts(facts)
-    own = _own_run(edit, model, method)
+    own, names = _own_run(edit, model, method)
     measure = partial(evaluate, model, tokenizer, chosen, text=text, chat=chat, joints={})
-    names = [*changes_of(edit), *([] if isinstance(own, ZeroUnlearnError) else own.weight_names(model))]
-    with restored_if_it_fails(model, list(dict.fromkeys(names))):
+    with restored_if_it_fails(model, list(dict.fromkeys([*changes_of(edit), *names]))):
         before = measure()
 
         def solve() -> Edit:
@@ -176,25 +175,27 @@ def _better(
 
 def _own_run(
     edit: Edit, model: PreTrainedModel, method: UnlearningMethod | str | Path | None
-) -> UnlearningMethod | ZeroUnlearnError:
-    """The run that solves again: the one given, or the edit's own; where the edit does not tell it, the reason.
+) -> tuple[UnlearningMethod | ZeroUnlearnError, list[str]]:
+    """The run that solves again, and the weights that it writes to; where the edit does not tell it, the reason.
 
     Raises:
-        ConfigError: the one given is none.
+        ZeroUnlearnError: the method that was given is none, or does not fit the model.
     """
-    if isinstance(method, (str, Path)):
-        return load_method(method)
     if method is not None:
-        return method
-    name = str(getattr(model.config, "_name_or_path", "") or "")
+        given = load_method(method) if isinstance(method, (str, Path)) else method
+        return given, given.weight_names(model)
     try:
         kind = methods[edit.method]
         if not issubclass(kind, Settings):
             raise ConfigError(f"{edit.method} is EasyEdit's own: pass its hyperparameters as the method")
-        made: UnlearningMethod = kind(**{**edit.hparams, "model_name": name})
-        return made
+        own: UnlearningMethod = kind(**{**edit.hparams, "model_name": _name(model)})
+        return own, own.weight_names(model)
     except ZeroUnlearnError as error:
-        return error
+        return error, []
+
+
+def _name(model: PreTrainedModel) -> str:
+    return str(getattr(model.config, "_name_or_path", "") or "")
 
 
 def _tried(
@@ -233,7 +234,7 @@ def _report(model: PreTrainedModel, facts: Sequence[Fact], before: Evaluation, w
         prefixes=edit.prefixes,
         retained=0,
         losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},
-        hparams=edit.hparams,
+        hparams={**edit.hparams, "model_name": _name(model)},
         fingerprints=edit.statistics,
         environment=environment(model),
     )

@@ -43,30 +43,32 @@ def export(
     The edit's own thin factors become the adapter, whose change is exactly the edit's; a whole change (of a gradient
     method) is decomposed. --rank cuts off what matters least, and what was lost is said.
     """
-    from zerounlearn.files import check_folder
+    from zerounlearn.files import check_folder, whole_folder
     from zerounlearn.method.edit import Edit
-    from zerounlearn.method.export import check_exportable, export_peft, load_peft
+    from zerounlearn.method.export import check_exportable, write_adapter
     from zerounlearn.model.loading import skeleton_of
 
-    load_peft("an adapter")
     edit = Edit.load(edit_file)
     name = model or str(edit.hparams.get("model_name") or "")
     if not name:
         raise ConfigError(f"{str(edit_file)!r} does not name the model that it was made on: pass --model")
     folder = Path(name).expanduser()
-    check_folder(output, overwrite=overwrite, inputs={"EDIT": edit_file, "the model": folder})
+    inputs = {"EDIT": edit_file, "the model": folder}
+    check_folder(output, overwrite=overwrite, inputs=inputs)
     skeleton = skeleton_of(name, "--model", trust_remote_code=trust_remote_code)
-    check_exportable(edit, skeleton)
+    check_exportable(edit, skeleton, rank)
     named = base or (None if folder.is_dir() else name)
-    exported = export_peft(edit, output, skeleton, rank=rank, base=named, overwrite=overwrite)
+    with whole_folder(output, overwrite=overwrite, inputs=inputs) as staged:
+        exported = write_adapter(edit, staged, skeleton, rank=rank, base=named)
+        gap = _gap(edit, name, staged, trust_remote_code) if check else None
     for weight in exported.weights:
         lost = f", {weight.error:.2%} of the change cut off" if weight.error else ""
         say(f"{weight.name}: rank {weight.rank} of {weight.of}{lost}")
     size = (output / "adapter_model.safetensors").stat().st_size / 1e6
     whole = f"{exported.error:.2%} of the change cut off (Frobenius)" if exported.error else "exact to float32"
     say(f"adapter: {output}, {size:.1f} MB, {whole}")
-    if check:
-        say(f"largest difference of a logit to the edited model: {_gap(edit, name, output, trust_remote_code):.2g}")
+    if gap is not None:
+        say(f"largest difference of a logit to the edited model: {gap:.2g}")
 
 
 def _gap(edit: Edit, name: str, folder: Path, trust_remote_code: bool) -> float:

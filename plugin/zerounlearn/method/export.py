@@ -111,14 +111,23 @@ def export_peft(
         EditError: the edit wraps modules, changes nothing, changes what LoRA cannot hold, or is another model's.
         OutputError: the folder is taken or cannot be written.
     """
-    peft = load_peft("an adapter")
-    if rank is not None and rank < 1:
-        raise ConfigError(f"rank={rank}: expected a whole number >= 1")
     skeleton = _meta(model)
-    turned = check_exportable(edit, skeleton)
+    check_exportable(edit, skeleton, rank)
     with whole_folder(Path(folder), overwrite=overwrite) as staged:
-        thin = {name: _thin(edit, name, rank) for name in turned}
-        _write(peft, skeleton, thin, turned, staged, base)
+        return write_adapter(edit, staged, skeleton, rank=rank, base=base)
+
+
+def write_adapter(
+    edit: Edit, folder: Path, skeleton: PreTrainedModel, *, rank: int | None = None, base: str | None = None
+) -> Exported:
+    """`export_peft` into a folder that is there, by a model without weights, which is used up.
+
+    Raises:
+        ConfigError, EditError: see `export_peft`.
+    """
+    turned = check_exportable(edit, skeleton, rank)
+    thin = {name: _thin(edit, name, rank) for name in turned}
+    _write(load_peft("an adapter"), skeleton, thin, turned, folder, base)
     weights = tuple(
         ExportedWeight(name, part.left.shape[1], part.of, part.cut / part.norm) for name, part in thin.items()
     )
@@ -126,12 +135,15 @@ def export_peft(
     return Exported(weights, (sum(part.cut**2 for part in thin.values()) / total) ** 0.5)
 
 
-def check_exportable(edit: Edit, skeleton: PreTrainedModel) -> dict[str, bool]:
+def check_exportable(edit: Edit, skeleton: PreTrainedModel, rank: int | None = None) -> dict[str, bool]:
     """The changed weights by name, and of each whether it lies the other way round, as GPT-2's Conv1D does.
 
     Raises:
-        EditError: see `export_peft`.
+        ConfigError, EditError: see `export_peft`.
     """
+    load_peft("an adapter")
+    if rank is not None and rank < 1:
+        raise ConfigError(f"rank={rank}: expected a whole number >= 1")
     if edit.undo is not None:
         raise EditError(f"{edit.method} wraps modules: there is no change of weights to export")
     parts = {**edit.changes, **{name: right for name, (_, right) in edit.factors.items()}}
@@ -261,8 +273,8 @@ def _write(
     state: dict[str, Tensor] = {}
     for name, part in thin.items():
         A, B = (part.left.mT, part.right.mT) if turned[name] else (part.right, part.left)
-        prefix = f"base_model.model.{modules[name]}"
-        state |= {f"{prefix}.lora_A.default.weight": A, f"{prefix}.lora_B.default.weight": B}
+        for part_name, value in (("A", A), ("B", B)):
+            state[f"base_model.model.{modules[name]}.lora_{part_name}.default.weight"] = value.contiguous()
     shapes = {key: tuple(value.shape) for key, value in wrapped.state_dict().items() if ".lora_" in key}
     if shapes != {key: tuple(value.shape) for key, value in state.items()}:
         raise EditError(f"peft {peft.__version__} makes adapters of another form than the edit's: install another peft")

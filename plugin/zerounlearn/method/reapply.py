@@ -15,8 +15,6 @@ from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.weights import weight_digest, weight_of, write_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from transformers import PreTrainedModel
 
 # Of a change; fine-tuning by itself hardly moves a weight along one.
@@ -40,10 +38,10 @@ class Moved:
     held: float | None = None
 
 
-def changes_of(edit: Edit) -> Mapping[str, tuple[int, int] | tuple[int, ...]]:
+def changes_of(edit: Edit) -> dict[str, tuple[int, ...]]:
     """The shape of each weight's change, by parameter name."""
-    thin = {name: (left.shape[0], right.shape[1]) for name, (left, right) in edit.factors.items()}
-    return {**{name: tuple(change.shape) for name, change in edit.changes.items()}, **thin}
+    whole = {name: tuple(change.shape) for name, change in edit.changes.items()}
+    return whole | {name: (left.shape[0], right.shape[1]) for name, (left, right) in edit.factors.items()}
 
 
 def check_replayable(edit: Edit, model: PreTrainedModel) -> None:
@@ -55,7 +53,10 @@ def check_replayable(edit: Edit, model: PreTrainedModel) -> None:
     if edit.undo is not None:
         raise EditError(f"{edit.method} wraps modules: its edit cannot be replayed; run the method on the model")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, shape in changes_of(edit).items():
+    changes = changes_of(edit)
+    if not changes:
+        raise EditError(f"this edit by {edit.method} changes no weight: there is nothing to replay")
+    for name, shape in changes.items():
         if shapes.get(name) != shape:
             found = f"is {shapes[name]}" if name in shapes else "is not there"
             raise EditError(f"{name} {found} in the model, {shape} in the edit: replay takes the same architecture")
