@@ -19,7 +19,7 @@ from tests.method.test_reapply import fine_tuned, same, weights
 from zerounlearn import derived
 from zerounlearn.api import Evaluation
 from zerounlearn.cli import main
-from zerounlearn.data.corpora import open_corpus
+from zerounlearn.data.corpora import held_out_corpus, open_corpus
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.derived import replay
@@ -163,7 +163,7 @@ def test_whatever_fails_leaves_the_model_as_it_was(
 
 
 def test_without_facts_the_change_is_added_and_nothing_is_measured(
-    parent: Any, edit: Edit, small_tokenizer: Any
+    parent: Any, edit: Edit, small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine_tuned(parent, 0.003)
     before = weights(parent)
@@ -173,6 +173,9 @@ def test_without_facts_the_change_is_added_and_nothing_is_measured(
     done.edit.revert(parent)
     with pytest.raises(ConfigError, match="takes the facts"):
         replay(parent, small_tokenizer, edit, method=method())
+    monkeypatch.setattr(zu.GA, "wraps_modules", True)
+    with pytest.raises(ConfigError, match="wraps modules, which no checkpoint can hold"):
+        replay(parent, small_tokenizer, edit, facts(), method=method())
     assert same(parent, before)
 
 
@@ -202,13 +205,16 @@ def test_the_command_writes_a_checkpoint_and_says_what_holds(edit: Edit, child: 
     lines = [{"prompt": f.request.prompt, "subject": f.request.subject, "answer": f.request.answer} for f in facts()]
     records.write_text("\n".join(map(json.dumps, lines)))
     fixed = [tmp_path / "edit.safetensors", child, "--device", "cpu"]
-    result = run(
-        *fixed, "--output", tmp_path / "out", "--forget", records, "--text", "none", "--report", tmp_path / "r"
-    )
+    hparams = tmp_path / "again.yaml"
+    hparams.write_text(json.dumps({"alg_name": "GA", "model_name": "x", "layers": [0, 1], "steps": 30, "lr": 1e-2}))
+    measured = ["--forget", records, "--text", "none", "--report", tmp_path / "r", "--method", hparams]
+    result = run(*fixed, "--output", tmp_path / "out", *measured)
     assert result.exit_code == 0, result.output
     assert "re-solve: Eff 0" in result.output
     assert "The capital of France is" in result.output
-    assert (tmp_path / "r/replay.json").is_file()
+    assert "written: re-" in result.output
+    assert json.loads((tmp_path / "r/report.json").read_text())["hparams"]["model_name"] == str(child)
+    assert json.loads((tmp_path / "r/replay.json").read_text())["ways"][1]["failed"] == ""
     assert not [f.name for f in (tmp_path / "out").iterdir() if f.suffix != ".json" and b"France" in f.read_bytes()]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     start = AutoModelForCausalLM.from_pretrained(child)
@@ -264,13 +270,15 @@ def test_a_fine_tuned_child_of_the_real_model_forgets_what_its_parent_forgot(
     changes = [f"model_name={smollm2_path}", f"stats_dir={ROOT / 'data/stats'}"]
     run = zu.load_method(ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml", changes)
     edit = zu.unlearn(model, tokenizer, wanted, run)
-    on_parent = zu.evaluate(model, tokenizer, wanted)
+    text = held_out_corpus("embedded").texts()[:6]
+    on_parent = zu.evaluate(model, tokenizer, wanted, text=text)
     edit.save(tmp_path / "edit.safetensors")
     edit.revert(model)
     fine_tune(model, tokenizer, 50)
     before = weights(model)
     loaded = Edit.load(tmp_path / "edit.safetensors")
-    done = replay(model, tokenizer, loaded, wanted, method=run.replace(stats_dir=str(tmp_path), mom2_n_samples=100))
+    again = run.replace(stats_dir=str(tmp_path), mom2_n_samples=100)
+    done = replay(model, tokenizer, loaded, wanted, method=again, text=text)
     seen = f"parent {on_parent}; child {done.before}; {[(way.name, str(way.evaluation)) for way in done.ways]}"
     assert done.before is not None
     assert done.report is not None
@@ -278,6 +286,7 @@ def test_a_fine_tuned_child_of_the_real_model_forgets_what_its_parent_forgot(
     assert done.report.after.eff <= 0.05, seen
     assert done.report.after.spe >= on_parent.phase.spe - 0.1, seen
     assert done.report.after.ppl <= 1.1 * done.before.phase.ppl, seen
+    assert [way.still_said for way in done.ways] == [0, 0], seen
     done.edit.revert(model)
     assert same(model, before)
 

@@ -183,6 +183,8 @@ def _own_run(
     """
     if method is not None:
         given = load_method(method) if isinstance(method, (str, Path)) else method
+        if given.wraps_modules:
+            raise ConfigError(f"alg_name={given.alg_name!r} wraps modules, which no checkpoint can hold: name another")
         return given, given.weight_names(model)
     try:
         kind = methods[edit.method]

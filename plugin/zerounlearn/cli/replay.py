@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def _prepared(options: dict[str, Any], model_name: str, skeleton: Any) -> Any:
     check_prompts(model_name, skeleton.config, facts, trust_remote_code=options["trust_remote_code"])
     if not options["hparams"]:
         return None
-    run = method_of(find(options["hparams"], HPARAMS), (f"model_name={model_name}",), None)
+    run = method_of(find(options["hparams"], HPARAMS), (f"model_name={json.dumps(model_name)}",), None)
     run.check(skeleton)
     return run
 
@@ -124,12 +125,13 @@ def _show(done: Replay) -> None:
     from zerounlearn.derived import RULE
 
     say(f"written: {done.chosen} ({RULE})\n")
-    width = max(len(fact.prompt) for fact in done.report.facts)
+    prompts = [fact.prompt.replace("\n", "⏎") for fact in done.report.facts]
+    width = max(map(len, prompts))
     say(f"{'prompt':{width}}  {'answer':20}  {'before':8}  {'  '.join(f'{way.name:8}' for way in done.ways)}")
     measured = [done.before, *(way.evaluation for way in done.ways)]
-    for i, fact in enumerate(done.report.facts):
+    for i, (prompt, fact) in enumerate(zip(prompts, done.report.facts, strict=True)):
         said = ["–" if one is None else "said" if one.facts[i].forget[0] else "not said" for one in measured]
-        say(f"{fact.prompt:{width}}  {fact.answer:20}  {'  '.join(f'{word:8}' for word in said)}".rstrip())
+        say(f"{prompt:{width}}  {fact.answer:20}  {'  '.join(f'{word:8}' for word in said)}".rstrip())
 
 
 def _described(row: Moved) -> str:
