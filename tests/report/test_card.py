@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_what_is_no_edit_and_no_report_is_refused(made: Path, tmp_path: Path) ->
 
 
 class Hub:
-    """The calls that would go to the hub, which there is none of here."""
+    """The calls that would go to the hub, which there is none of here; with arguments that the real ones take."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, private: bool = True, error: Exception | None = None):
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -105,7 +106,10 @@ class Hub:
         monkeypatch.setattr(HfApi, "upload_folder", self._take("upload_folder", "https://hub/commit/1"))
 
     def _take(self, name: str, answer: Any = None, error: Exception | None = None) -> Any:
-        def call(_: HfApi, repo_id: str, **given: Any) -> Any:
+        signature = inspect.signature(getattr(HfApi, name))
+
+        def call(api: HfApi, repo_id: str, **given: Any) -> Any:
+            signature.bind(api, repo_id=repo_id, **given)
             self.calls.append((name, {"repo_id": repo_id, **given}))
             if error is not None:
                 raise error
