@@ -163,8 +163,10 @@ def test_the_difference_to_the_edited_model_is_measured(small_tokenizer: Any, tm
     assert adapter_gap(edit, model, small_tokenizer, tmp_path / "one") > 1e-2
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert not any("lora" in name for name, _ in model.named_modules())
+    with torch.no_grad():
+        model.get_parameter(next(iter(edit.digests))).add_(1e-3)
     with pytest.raises(EditError, match="is not the weight that this edit was made on"):
-        adapter_gap(edit, tiny("gpt2", len(small_tokenizer)), small_tokenizer, tmp_path / "own")
+        adapter_gap(edit, model, small_tokenizer, tmp_path / "own")
 
 
 @pytest.mark.parametrize(
@@ -245,10 +247,10 @@ def test_the_real_models_edit_is_exported_by_the_command(smollm2: Any, smollm2_p
     ],
 )
 def test_the_commands_refusals_come_before_any_weight(
-    extra: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    extra: list[str], message: str, small_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forget(tiny("llama", len(small_tokenizer), dtype=torch.float32), small_tokenizer).save(tmp_path / "e.safetensors")
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("the model was loaded"))
-    Edit("made", {}, factors={DOWN.format(1): (torch.ones(32, 1), torch.ones(1, 48))}).save(tmp_path / "e.safetensors")
     command = ["export", str(tmp_path / "e.safetensors"), "--output", str(tmp_path / "out"), "--check", *extra]
     result = CliRunner().invoke(main, command)
     assert (result.exit_code, message in result.output) == (1, True), result.output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -121,7 +121,9 @@ def reapply(edit: Edit, model: PreTrainedModel) -> Edit:
         edited[name] = (now.double() + _change(edit, name).to(now.device)).to(now.dtype)
         if not is_finite(edited[name]):
             raise EditError(f"{name} with the change does not fit {now.dtype}: load the model in bfloat16 or float32")
-    made = replace(edit, before={}, changes={}, digests={}, layers=[], seconds={}, vectors=None)
+    made = Edit(
+        edit.method, edit.hparams, factors=dict(edit.factors), statistics=edit.statistics, prefixes=edit.prefixes
+    )
     with restored_if_it_fails(model, list(originals)):
         write_weights(model, edited)
         made.record(model, originals)
