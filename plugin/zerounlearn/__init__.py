@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zerounlearn.data.entry import Entry
     from zerounlearn.data.fact import Fact, load_facts
     from zerounlearn.data.request import Request
+    from zerounlearn.derived import Replay, replay
     from zerounlearn.errors import (
         AssetError,
         ConfigError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from zerounlearn.evaluation.registry import metrics
     from zerounlearn.method.base import load_method, methods
     from zerounlearn.method.edit import Edit
+    from zerounlearn.method.export import export_peft
     from zerounlearn.method.gradient.dpo import DPO, IdkPO
     from zerounlearn.method.gradient.ga import GA
     from zerounlearn.method.gradient.graddiff import GradDiff
@@ -57,6 +59,7 @@ _HOMES = {
     "data.entry": ("Entry",),
     "data.fact": ("Fact", "load_facts"),
     "data.request": ("Request",),
+    "derived": ("Replay", "replay"),
     "errors": (
         "AssetError",
         "ConfigError",
@@ -74,6 +77,7 @@ _HOMES = {
     "evaluation.registry": ("metrics",),
     "method.base": ("load_method", "methods"),
     "method.edit": ("Edit",),
+    "method.export": ("export_peft",),
     "method.gradient.dpo": ("DPO", "IdkPO"),
     "method.gradient.ga": ("GA",),
     "method.gradient.graddiff": ("GradDiff",),
@@ -108,6 +112,7 @@ __all__ = [
     "LedgerError",
     "OutputError",
     "RegistrationError",
+    "Replay",
     "Report",
     "Request",
     "RequestError",
@@ -120,12 +125,14 @@ __all__ = [
     "__version__",
     "datasets",
     "evaluate",
+    "export_peft",
     "families",
     "load_facts",
     "load_method",
     "load_model",
     "methods",
     "metrics",
+    "replay",
     "run_study",
     "separability",
     "unlearn",

@@ -135,6 +135,7 @@ def evaluate(
     text: str | Sequence[str] | None = EMBEDDED,
     text_tokens: int = _HELD_OUT_TOKENS,
     chat: bool = False,
+    joints: dict[Query, Query] | None = None,
 ) -> Evaluation:
     """Ask a model for facts: which answers it says, how probable they are, and its perplexity on ordinary text.
 
@@ -149,6 +150,7 @@ def evaluate(
         text: ordinary text for perplexity: a corpus by its name, a file, texts, or None for no perplexity.
         text_tokens: how much of it is read.
         chat: put every prompt into the tokenizer's chat template.
+        joints: what stands before each answer, filled by the first of several measurements for the later ones.
 
     Raises:
         ZeroUnlearnError: the facts are malformed, or the text cannot be had.
@@ -156,7 +158,7 @@ def evaluate(
     chosen = _chosen(model, tokenizer, facts, chat=chat)
     probes = Probes.of(chosen, retain=retain, unrelated=list(unrelated))
     with restored_if_it_fails(model, ()):
-        return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens)
+        return _measured(model, tokenizer, chosen, probes, _texts(text), text_tokens, joints)
 
 
 def unlearn_and_report(

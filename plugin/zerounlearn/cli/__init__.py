@@ -6,7 +6,10 @@ import click
 
 from zerounlearn.cli import edits, lists
 from zerounlearn.cli.command import EPILOG
+from zerounlearn.cli.export import export
 from zerounlearn.cli.ledger import ledger
+from zerounlearn.cli.publish import card, push
+from zerounlearn.cli.replay import replay
 from zerounlearn.cli.stats import stats
 from zerounlearn.cli.study import study
 from zerounlearn.cli.trace import trace
@@ -24,18 +27,7 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
 
 
 for _command in (
-    unlearn,
-    edits.apply,
-    edits.revert,
-    edits.merge,
-    edits.inspect,
-    ledger,
-    stats,
-    trace,
-    study,
-    lists.list_entries,
-    lists.show,
-    lists.hparams_files,
-    lists.models,
+    *(unlearn, edits.apply, edits.revert, edits.merge, edits.inspect, replay, export, card, push, ledger),
+    *(trace, stats, study, lists.list_entries, lists.show, lists.hparams_files, lists.models),
 ):
     main.add_command(_command)

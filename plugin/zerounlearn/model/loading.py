@@ -44,7 +44,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 _DIGESTED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_KEPT_FILES = (
+KEPT_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -396,7 +396,7 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     try:
         model.save_pretrained(folder, **_sharding(model, source))
         if source is not None and any((source / name).is_file() for name in _TOKENIZER_FILES):
-            kept = [*_KEPT_FILES, *(["*.py"] if getattr(model.config, "auto_map", None) else [])]
+            kept = [*KEPT_FILES, *(["*.py"] if getattr(model.config, "auto_map", None) else [])]
             kept += ["config.json"] if _config_stands(model, source) else []
             for file in (file for pattern in kept for file in source.glob(pattern)):
                 if file.is_file():

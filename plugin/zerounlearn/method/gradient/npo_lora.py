@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -14,9 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.config import Number, Whole, option, settings
 from zerounlearn.core.factors import added
-from zerounlearn.errors import ConfigError, IllPosedError
+from zerounlearn.errors import IllPosedError
 from zerounlearn.method.base import methods
 from zerounlearn.method.edit import Edit
+from zerounlearn.method.export import load_peft
 from zerounlearn.method.gradient.npo import NPO, PUBLISHED
 from zerounlearn.model.device import seeded
 from zerounlearn.model.families import templates_of
@@ -25,6 +25,8 @@ from zerounlearn.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_WHAT = "alg_name='NPO-LoRA'"
 
 
 @methods.register("NPO-LoRA", source="arXiv 2404.05868, 2106.09685")
@@ -52,7 +54,7 @@ class NPOLoRA(NPO):
     def check(self, skeleton: PreTrainedModel) -> None:
         """As for all, and that `peft` is there."""
         super().check(skeleton)
-        _peft()
+        load_peft(_WHAT)
 
     def weight_names(self, model: PreTrainedModel) -> list[str]:
         """The weights of all linear layers but the head, in the blocks of `layers` or everywhere."""
@@ -76,7 +78,7 @@ class NPOLoRA(NPO):
             ConfigError: `peft` is not installed.
             IllPosedError: a merged weight does not fit its dtype.
         """
-        peft, snapshot = _peft(), Snapshot(model, ())
+        peft, snapshot = load_peft(_WHAT), Snapshot(model, ())
         try:
             with seeded(model.device, self.seed):
                 adapters = self._attach(peft, model, written)
@@ -106,16 +108,6 @@ class NPOLoRA(NPO):
             if ".lora_" in name and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
         return {name: model.get_submodule(name) for name in names}
-
-
-def _peft() -> ModuleType:
-    try:
-        return importlib.import_module("peft")
-    except ImportError as error:
-        raise ConfigError(
-            f"alg_name='NPO-LoRA' needs the package peft, which cannot be imported ({error}): "
-            "pip install 'zerounlearn[lora]'"
-        ) from error
 
 
 def _factors(adapter: Any) -> tuple[Tensor, Tensor]:
