@@ -138,7 +138,7 @@ def replay(
     chosen = load_facts(facts)
     own, names = _own_run(edit, model, method)
     measure = partial(evaluate, model, tokenizer, chosen, text=text, chat=chat, joints={})
-    with restored_if_it_fails(model, list(dict.fromkeys([*edit.digests, *names]))):
+    with restored_if_it_fails(model, list(dict.fromkeys([*edit.names, *names]))):
         before = measure()
 
         def solve() -> Edit:

@@ -269,6 +269,11 @@ class Edit:
             return left.shape[0], right.shape[1]
         return tuple(self.changes[name].shape)
 
+    @property
+    def names(self) -> list[str]:
+        """The parameters that it changes."""
+        return [*self.factors, *self.changes]
+
     def change_of(self, name: str) -> Tensor:
         """W' − W of a weight in float64, before rounding."""
         if name in self.factors:

@@ -48,9 +48,9 @@ def check_replayable(edit: Edit, model: PreTrainedModel) -> None:
     if edit.undo is not None:
         raise EditError(f"{edit.method} wraps modules: its edit cannot be replayed; run the method on the model")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if not edit.digests:
+    if not edit.names:
         raise EditError(f"this edit by {edit.method} changes no weight: there is nothing to replay")
-    for name in edit.digests:
+    for name in edit.names:
         shape = edit.shape_of(name)
         if shapes.get(name) != shape:
             found = f"is {shapes[name]}" if name in shapes else "is not there"
@@ -71,7 +71,7 @@ def moved(edit: Edit, model: PreTrainedModel, parent: PreTrainedModel | None = N
     """
     check_replayable(edit, model)
     rows, along, square = [], 0.0, 0.0
-    for name in edit.digests:
+    for name in edit.names:
         now, change = weight_of(model, name), edit.change_of(name)
         old_digest, new_digest = edit.digests.get(name, ("", ""))
         digest = weight_digest(now)
@@ -112,7 +112,7 @@ def reapply(edit: Edit, model: PreTrainedModel) -> Edit:
     made = replace(edit, before={}, digests={}, changes={}, fixes={}, originals={}, dtypes={}, norms={}, layers=[])
     change = replace(edit, fixes={})  # they are of the weights that it was made on
     originals, edited = {}, {}
-    for name in edit.digests:
+    for name in edit.names:
         now = weight_of(model, name)
         originals[name], edited[name] = now.clone(), change.after(name, now)
         if not is_finite(edited[name]):
