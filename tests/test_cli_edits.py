@@ -16,7 +16,7 @@ from tests.helpers import tiny
 from zerounlearn.cli import main
 from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import fact_digest
-from zerounlearn.model.lineage import STATE_FILE
+from zerounlearn.model.lineage import STATE_FILE, state_file
 
 FACTS = [("France", "Paris"), ("Germany", "Berlin"), ("Lisbon", "Portugal")]
 METHODS: dict[str, dict[str, Any]] = {
@@ -72,9 +72,10 @@ def test_apply_writes_the_checkpoint_that_unlearn_writes(method: str, shell: She
     assert f"checkpoint: {out}" in said and f"edit: {edit}" in said
     shell("apply", edit, model, "--output", tmp_path / "applied", "--device", "cpu")
     assert content(tmp_path / "applied") == content(out)
-    assert ((out / STATE_FILE).is_file(), same_weights(out, model)) == (method == "ZeroUnlearn", False)
+    assert (state_file(out).is_file(), same_weights(out, model)) == (method == "ZeroUnlearn", False)
+    assert not (out / STATE_FILE).exists(), "what is shipped keeps the secret"
     shell("revert", edit, out, "--output", tmp_path / "reverted")
-    assert same_weights(tmp_path / "reverted", model) and not (tmp_path / "reverted" / STATE_FILE).exists()
+    assert same_weights(tmp_path / "reverted", model) and not state_file(tmp_path / "reverted").exists()
 
 
 def test_the_edit_alone(shell: Shell, tmp_path: Path) -> None:

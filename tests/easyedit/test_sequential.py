@@ -10,7 +10,7 @@ import torch
 
 from tests.easyedit.test_editor import framework_editor, says
 from zerounlearn.easyedit import ZeroUnlearnEditor, ZeroUnlearnHyperParams
-from zerounlearn.model.lineage import STATE_FILE, Lineage
+from zerounlearn.model.lineage import Lineage, state_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPITALS = {
@@ -74,7 +74,9 @@ def test_a_then_b_then_c_with_the_model_saved_in_between(
         first[i] = still_said(editor, subjects)
         if i == 1:
             editor.save(tmp_path / "llama", report)
-            assert (tmp_path / "llama" / STATE_FILE).exists()
+            assert state_file(tmp_path / "llama").exists()
+            assert (tmp_path / "llama-report/report.json").exists()
+            assert not [f.name for f in (tmp_path / "llama").iterdir() if "report" in f.name or "state" in f.name]
             editor = ZeroUnlearnEditor(hparams(preset, tmp_path / "llama", stats_dir))
             assert [layer.kept > 0 for layer in report.layers] == [True] * len(report.layers)
     for i, subjects in enumerate(sets):

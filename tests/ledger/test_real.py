@@ -15,7 +15,7 @@ import zerounlearn as zu
 from tests.conftest import ROOT
 from tests.ledger.conftest import Place
 from zerounlearn.ledger.books import Ledger
-from zerounlearn.ledger.forget import forget_pending
+from zerounlearn.ledger.forget import edit_file, forget_pending
 from zerounlearn.ledger.revert import revert_run
 
 GUIDE = (ROOT / "docs/ledger.md").read_text(encoding="utf-8")
@@ -46,9 +46,10 @@ def test_what_an_earlier_run_forgot_is_not_said_after_a_later_one(
     assert said(place, FACTS) == [False] * 5
     assert ledger.verify(done.head) == []
 
-    before, tokenizer = zu.load_model(str(tmp_path / "run-0"), device="cpu")
-    revert_run(ledger, [4, 5], before, tokenizer)  # the model is as it was before that run
-    assert said(tmp_path / "run-0", FACTS) == [False] * 3 + [True] * 2
+    taken_off = tmp_path / "taken off"
+    revert_run(ledger, [4, 5], model, tokenizer, edit=edit_file(place), output=taken_off)  # from the file, to the bit
+    assert (taken_off / "model.safetensors").read_bytes() == (tmp_path / "run-0/model.safetensors").read_bytes()
+    assert said(taken_off, FACTS) == [False] * 3 + [True] * 2
     assert [one.state for one in ledger.books().requests.values()] == ["forgotten"] * 3 + ["reverted"] * 2
 
 

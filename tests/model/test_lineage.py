@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.helpers import tiny
 from zerounlearn.errors import OutputError
-from zerounlearn.model.lineage import STATE_FILE, Lineage, Trace
+from zerounlearn.model.lineage import STATE_FILE, Lineage, Trace, set_state_aside, state_file, whole_checkpoint
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 D, M = 32, 48
@@ -131,3 +131,25 @@ def test_any_damage_is_harmless_or_named(data: st.DataObject, tmp_path_factory) 
         assert all(isinstance(trace, Trace) for traces in found.traces.values() for trace in traces)
     else:
         assert STATE_FILE in refusal and "\n" not in refusal
+
+
+def test_the_state_of_a_finished_checkpoint_lies_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where it is moved away, whoever edits the checkpoint is told; an interrupted run leaves it inside."""
+    place = tmp_path / "model"
+    with whole_checkpoint(place) as folder:
+        Lineage({"a": "b"}).save(folder)
+    beside = state_file(place)
+    assert beside == tmp_path / f"model-{STATE_FILE}" and beside.is_file() and not (place / STATE_FILE).exists()
+    assert Lineage.load(place).origins == {"a": "b"} and Lineage.load(place).file == str(beside)
+    assert not caplog.text
+    beside.rename(tmp_path / "elsewhere")
+    assert Lineage.load(place).origins == {}
+    assert f"{beside} is not there" in caplog.text
+    Lineage({"c": "d"}).save(place)  # as a run that was killed before it moved the state
+    assert Lineage.load(place).origins == {"c": "d"}
+    set_state_aside(place)
+    with whole_checkpoint(place, overwrite=True) as folder:
+        (folder / "config.json").write_text("{}")
+    assert not beside.exists(), "the new checkpoint was never edited"
+    assert Lineage.load(place).origins == {}
+    assert caplog.text.count("is not there") == 1

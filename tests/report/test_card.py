@@ -19,6 +19,7 @@ from zerounlearn.cli import main
 from zerounlearn.data.fact import Fact
 from zerounlearn.errors import ConfigError, OutputError
 from zerounlearn.method.export import export_peft
+from zerounlearn.model.lineage import whole_checkpoint
 from zerounlearn.model.loading import save_checkpoint
 from zerounlearn.report.card import described, facts_digest, model_card, read_report
 from zerounlearn.report.hub import check_publishable, push
@@ -38,8 +39,8 @@ def made(small_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     report, edit = zu.unlearn_and_report(model, small_tokenizer, facts, method, text=["The weather was fine."])
     report.save(folder / "out-report")
     edit.save(folder / "edit.safetensors")
-    (folder / "out").mkdir()
-    save_checkpoint(model, small_tokenizer, folder / "out")
+    with whole_checkpoint(folder / "out") as staged:
+        save_checkpoint(model, small_tokenizer, staged)
     edit.revert(model)
     export_peft(edit, folder / "adapter", model)
     return folder

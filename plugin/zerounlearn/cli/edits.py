@@ -66,8 +66,9 @@ def _changed(
     overwrite: bool,
 ) -> None:
     from zerounlearn.errors import OutputError
-    from zerounlearn.files import check_folder, whole_folder
+    from zerounlearn.files import check_folder
     from zerounlearn.method.edit import Edit
+    from zerounlearn.model.lineage import whole_checkpoint
     from zerounlearn.model.loading import check_device, check_room, load_model, save_checkpoint, skeleton_of
 
     if not output.strip():
@@ -87,7 +88,7 @@ def _changed(
             field="MODEL",
         )
     check_room(model, place)
-    with whole_folder(place, overwrite=overwrite, inputs=inputs) as folder:
+    with whole_checkpoint(place, overwrite=overwrite, inputs=inputs) as folder:
         getattr(edit, how)(model)
         with stage("saving"):
             save_checkpoint(model, tokenizer, folder)

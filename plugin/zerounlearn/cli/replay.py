@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zerounlearn.cli.command import EPILOG, command, method_of, say, stage
+from zerounlearn.cli.command import EPILOG, command, method_of, redactable, say, stage
 from zerounlearn.errors import ConfigError, OutputError
 from zerounlearn.resources import HPARAMS, find
 
 if TYPE_CHECKING:
     from zerounlearn.derived import Replay
     from zerounlearn.method.reapply import Moved
+    from zerounlearn.redaction import Redaction
 
 
 @click.command(epilog=EPILOG)
@@ -33,16 +34,26 @@ if TYPE_CHECKING:
 @click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
 @command
-def replay(edit_file: Path, model_name: str, output: Path, overwrite: bool, **options: Any) -> None:
+@redactable
+def replay(
+    edit_file: Path,
+    model_name: str,
+    output: Path,
+    overwrite: bool,
+    redaction: Redaction | None,
+    key: bytes | None,
+    **options: Any,
+) -> None:
     """Put the edit in the file EDIT on MODEL, of the same architecture: fine-tuned, merged, dequantised or newer.
 
     Without --forget the stored change is added to the weights as they are. With it, the edit's method is run again,
     too; both are measured, and the better one is written: the one with the fewest facts still said, then the one that
     costs the least specificity and perplexity.
     """
-    from zerounlearn.files import check_folder, whole_folder
+    from zerounlearn.files import check_folder
     from zerounlearn.method.edit import Edit
     from zerounlearn.method.reapply import check_replayable
+    from zerounlearn.model.lineage import whole_checkpoint
     from zerounlearn.model.loading import check_device, skeleton_of
 
     edit = Edit.load(edit_file)
@@ -57,11 +68,15 @@ def replay(edit_file: Path, model_name: str, output: Path, overwrite: bool, **op
     check_device(options["device"], "--device")
     skeleton = skeleton_of(model_name, "MODEL", trust_remote_code=options["trust_remote_code"])
     check_replayable(edit, skeleton)
+    options["redaction"] = redaction
     options["run"] = _prepared(options, model_name, skeleton)
-    with whole_folder(output, overwrite=overwrite, inputs=inputs) as folder:
+    with whole_checkpoint(output, overwrite=overwrite, inputs=inputs) as folder:
         done = _replay(edit, model_name, folder, options)
     _show(done)
-    say(f"\ncheckpoint: {output}" + (f"\nreport, with the facts in clear: {report}" if report else ""))
+    say(
+        f"\ncheckpoint: {output}"
+        + (f"\nreport{'' if redaction else ', with the facts in clear'}: {report}" if report else "")
+    )
 
 
 def _prepared(options: dict[str, Any], model_name: str, skeleton: Any) -> Any:
@@ -102,6 +117,8 @@ def _replay(edit: Any, model_name: str, folder: Path, options: dict[str, Any]) -
         text=None if options["text"] == "none" else options["text"],
         chat=options["chat"],
     )
+    if options["redaction"] and done.report:
+        done.report = done.report.redacted(options["redaction"])
     if options["report"]:
         done.save(options["report"])
     with stage("saving"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from zerounlearn.cli.command import EPILOG, FORGET, command, say, stage
+from zerounlearn.cli.command import EPILOG, FORGET, command, redactable, say, stage
 
 
 @click.command(epilog=EPILOG)
@@ -21,6 +22,7 @@ from zerounlearn.cli.command import EPILOG, FORGET, command, say, stage
 @click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
 @command
+@redactable
 def trace(
     model: str,
     forget: Path,
@@ -31,6 +33,7 @@ def trace(
     device: str,
     trust_remote_code: bool,
     overwrite: bool,
+    **_: Any,
 ) -> None:
     """Causal tracing, logit lens and separability map of the facts of --forget in MODEL, before anything is edited.
 

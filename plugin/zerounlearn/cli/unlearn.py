@@ -90,7 +90,7 @@ def unlearn(
     The report holds the facts in clear (but with --redact), and lies beside the checkpoint, not in it.
     """
     from zerounlearn.data.fact import load_facts
-    from zerounlearn.files import whole_folder
+    from zerounlearn.model.lineage import whole_checkpoint
     from zerounlearn.report.requirements import requirements
 
     requirements(require)
@@ -113,7 +113,7 @@ def unlearn(
     if dry_run:
         say(f"{len(facts)} facts, {_layers(method)} of {method.model_name}: everything fits")
         return
-    with whole_folder(place, overwrite=overwrite, inputs=inputs) if place else contextlib.nullcontext() as folder:
+    with whole_checkpoint(place, overwrite=overwrite, inputs=inputs) if place else contextlib.nullcontext() as folder:
         asked = {"chat": chat, "require_known": require_known, "require": require}
         failed = _forget(method, facts, kept, folder, reports, dtype, asked, trust_remote_code, save, redaction)
     written = [f"{name}: {path}" for name, path in (("checkpoint", output), ("edit", edit_only)) if path]

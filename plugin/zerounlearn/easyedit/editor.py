@@ -19,6 +19,7 @@ from zerounlearn.easyedit.editions.compat import framework
 from zerounlearn.errors import EditError
 from zerounlearn.method.edit import Edit
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
+from zerounlearn.model.lineage import set_state_aside
 from zerounlearn.model.loading import load_model, save_checkpoint, skeleton_of
 from zerounlearn.report.run import Report
 
@@ -164,7 +165,7 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         return latest
 
     def save(self, folder: str | Path, report: Report | None = None) -> None:
-        """Write the model, its own tokenizer, the report, and what later runs must know of what it has forgotten.
+        """Write the model and its own tokenizer; beside the folder the report, and what later runs must know.
 
         Args:
             folder: `from_pretrained` reads it; it may exist.
@@ -173,6 +174,8 @@ class ZeroUnlearnEditor(_editor.BaseEditor):
         Raises:
             OutputError: it cannot be written.
         """
-        save_checkpoint(self.model, self.tok, Path(folder))
+        place = Path(folder)
+        save_checkpoint(self.model, self.tok, place)
+        set_state_aside(place)
         if report is not None:
-            report.save(Path(folder))
+            report.save(place.absolute().with_name(f"{place.absolute().name}-report"))

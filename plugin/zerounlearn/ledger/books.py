@@ -70,7 +70,7 @@ class Ledger:
 
     def __init__(self, database: Database, key: bytes | None = None) -> None:
         """See `open`."""
-        self.database, self._key = database, key
+        self.database, self.key = database, key
 
     @classmethod
     def open(cls, where: str | Path, *, key: bytes | None = None, create: bool = False) -> Ledger:
@@ -97,10 +97,10 @@ class Ledger:
         begun = self._begun_with()
         if begun is None:
             return  # not even the first event is whole: `verify` says so
-        if self._key is None:
+        if self.key is None:
             if begun and needed:
                 raise LedgerError("this ledger was begun with a key: give it (--key-file, or ZEROUNLEARN_KEY)")
-        elif key_check(self._key) != begun:
+        elif key_check(self.key) != begun:
             raise LedgerError(
                 "the key is not the one that this ledger was begun with"
                 if begun
@@ -178,7 +178,7 @@ class Ledger:
         }
         with self.page() as page:
             known = self._known(page)
-            new = [(fact, fact_digest(fact.request, self._key)) for fact in loaded]
+            new = [(fact, fact_digest(fact.request, self.key)) for fact in loaded]
             twice = [(i, known[digest]) for i, (_, digest) in enumerate(new) if digest in known]
             if twice and not skip_known:
                 listed = ", ".join(f"{i + 1} (request {other})" for i, other in twice)
@@ -226,7 +226,7 @@ class Ledger:
             wanted = [one for one in page.books.requests.values() if one.state == PENDING]
             facts = page.facts(one.id for one in wanted)
         for one in wanted:
-            if one.id not in facts or fact_digest(facts[one.id].request, self._key) != one.digest:
+            if one.id not in facts or fact_digest(facts[one.id].request, self.key) != one.digest:
                 what = "is not what its digest says" if one.id in facts else "is not there"
                 raise LedgerError(
                     f"request {one.id}: the fact in clear {what}: somebody has changed the database; restore it from a "
@@ -303,7 +303,7 @@ class Ledger:
         if head is not None and (problem := lacks(events, head)):
             found.append(problem)
         try:
-            found += strange(Books.of(events), rows, self._key)
+            found += strange(Books.of(events), rows, self.key)
         except LedgerError as error:
             found.append(str(error))
         return found

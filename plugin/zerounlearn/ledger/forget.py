@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zerounlearn.api import evaluate, unlearn_and_report
 from zerounlearn.data.fact import Fact
 from zerounlearn.errors import ConfigError, LedgerError, OutputError
-from zerounlearn.files import check_folder, whole_folder
+from zerounlearn.files import check_folder
 from zerounlearn.ledger.books import Ledger
 from zerounlearn.ledger.digests import file_digest
 from zerounlearn.ledger.hidden import facts_hidden
@@ -22,6 +22,7 @@ from zerounlearn.ledger.state import DONE, Books, LedgerRun
 from zerounlearn.method.base import UnlearningMethod
 from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.fingerprint import value_digest, weights_hash
+from zerounlearn.model.lineage import whole_checkpoint
 from zerounlearn.model.loading import check_room, save_checkpoint
 from zerounlearn.version import __version__
 
@@ -110,6 +111,11 @@ def forget_pending(
             raise LedgerError("no request is pending: `zerounlearn ledger add FACTS` enters one")
         if method.wraps_modules:
             raise ConfigError(f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold")
+        if not method.saves_edits:
+            raise ConfigError(
+                f"alg_name={method.alg_name!r} is a method of EasyEdit, whose edits are no files: the "
+                "ledger keeps a file of every run, so take one of ours (`zerounlearn list methods`)"
+            )
         check_output(output)
         before = weights_hash(model)
         check_model_follows(ledger.books(), before, other_model=other_model)
@@ -119,14 +125,14 @@ def forget_pending(
             facts_hidden(facts | earlier),
             restored_if_it_fails(model, method.weight_names(model)),
             _gone_if_it_fails(edit_file(output)) as file,
-            whole_folder(output) as folder,
+            whole_checkpoint(output) as folder,
         ):
             check_room(model, folder)
             said_before = _said(model, tokenizer, earlier, chat=chat)
             report, edit = unlearn_and_report(model, tokenizer, list(facts.values()), method, text=text, chat=chat)
             said_again = sorted(_said(model, tokenizer, earlier, chat=chat) - said_before)
             save_checkpoint(model, tokenizer, folder)
-            edit.save(file)
+            edit.save(file, originals=True, key=ledger.key)
             _on_disk(*folder.iterdir(), folder, file)
             found = {
                 "edit": file_digest(file),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zerounlearn.errors import EditError, LedgerError
-from zerounlearn.files import whole_folder
 from zerounlearn.ledger.books import Ledger
 from zerounlearn.ledger.digests import file_digest
 from zerounlearn.ledger.state import PENDING, Books, LedgerRun
 from zerounlearn.method.edit import Edit
 from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.fingerprint import weights_hash
+from zerounlearn.model.lineage import whole_checkpoint
 from zerounlearn.model.loading import save_checkpoint
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _take_off(
     if file_digest(edit) != run.found["edit"]:
         raise LedgerError(f"{str(edit)!r} is not the edit that run {run.number} wrote: its SHA-256 is another")
     loaded = Edit.load(edit)
-    with restored_if_it_fails(model, list(loaded.digests)), whole_folder(output) as folder:
+    with restored_if_it_fails(model, list(loaded.digests)), whole_checkpoint(output) as folder:
         loaded.revert(model)
         if weights_hash(model) != run.found["model_before"]:
             raise EditError(f"without the edit the model is not what it was before run {run.number}: name that model")

@@ -1,4 +1,4 @@
-"""What earlier edits of a model have left behind, for later ones: on the model object, and in a file beside it.
+"""What earlier edits of a model have left behind, for later ones: on the model object, and in a file beside its folder.
 
 Three things outlive an edit. Whose statistics the model goes on using: C is taken once, on the unedited model. Which
 output directions a layer has lost: W is rank-deficient there, by design. And which keys were mapped where: a later
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from zerounlearn.core.factors import for_weights_of
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.errors import OutputError
-from zerounlearn.files import whole_file
+from zerounlearn.files import MARKER, whole_file, whole_folder
 from zerounlearn.model.fingerprint import fingerprints
 from zerounlearn.model.layout import Layout
 
@@ -41,6 +42,48 @@ _ATTRIBUTE = "_zerounlearn_lineage"
 _LOST = 1e-4
 # An edit counts as present where its keys give its outputs up to this; half-precision weights keep 1e-2 of them.
 _PRESENT = 3e-2
+
+
+def state_file(folder: Path) -> Path:
+    """Where the state of a checkpoint lies: beside its folder, since it tells more of what was forgotten than that."""
+    place = Path(os.path.abspath(folder))
+    return place.with_name(f"{place.name}-{STATE_FILE}") if place.name else place / STATE_FILE
+
+
+def set_state_aside(folder: Path) -> None:
+    """Move the state out of a checkpoint's folder when that is finished; until then it is found inside.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
+    inside, beside, marker = folder / STATE_FILE, state_file(folder), folder / MARKER
+    try:
+        if not inside.exists():
+            beside.unlink(missing_ok=True)  # of a checkpoint that had this name before
+            return
+        if marker.is_file():
+            with whole_file(marker, "w", remedy="") as stream:
+                stream.write(json.dumps({**json.loads(marker.read_text(encoding="utf-8")), "edited": True}) + "\n")
+        os.replace(inside, beside)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot move {str(inside)!r} to {str(beside)!r}: {error}; move it yourself") from error
+
+
+@contextmanager
+def whole_checkpoint(
+    path: Path, *, overwrite: bool = False, inputs: Mapping[str, Path] | None = None
+) -> Iterator[Path]:
+    """`whole_folder` for a checkpoint, whose state ends beside it."""
+    with whole_folder(path, overwrite=overwrite, inputs=inputs) as folder:
+        yield folder
+    set_state_aside(path)
+
+
+def _was_edited(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / MARKER).read_text(encoding="utf-8")).get("edited"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -97,13 +140,20 @@ class Lineage:
 
     @classmethod
     def load(cls, folder: Path) -> Lineage:
-        """What `save` left in a checkpoint's folder; an empty one where there is nothing.
+        """What `save` left of a checkpoint, in its folder or beside it; an empty one where there is nothing.
 
         Raises:
             OutputError: the file is damaged.
         """
-        file = folder / STATE_FILE
-        if not file.exists():
+        file = next((file for file in (folder / STATE_FILE, state_file(folder)) if file.exists()), None)
+        if file is None:
+            if _was_edited(folder):
+                log.warning(
+                    "%s was edited by zerounlearn, and %s is not there: later edits do not keep what it has forgotten; "
+                    "put the file there to have it kept",
+                    folder,
+                    state_file(folder),
+                )
             return cls()
         try:
             if not file.is_file():
@@ -119,7 +169,9 @@ class Lineage:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write the state beside a checkpoint; without a single edit nothing is written.
+        """Write the state into a checkpoint's folder; without a single edit nothing is written.
+
+        A finished checkpoint has it beside it instead, see `set_state_aside`.
 
         Raises:
             OutputError: the folder cannot be written.

@@ -10,7 +10,6 @@ from huggingface_hub.errors import HFValidationError
 
 from zerounlearn.errors import ConfigError, OutputError, reason_of
 from zerounlearn.files import MARKER
-from zerounlearn.model.lineage import STATE_FILE
 from zerounlearn.model.loading import KEPT_FILES
 
 _PARTS = (
@@ -23,7 +22,6 @@ _PARTS = (
     "README.md",
     ".gitattributes",
     "NOTICE*",
-    STATE_FILE,
     MARKER,
     *KEPT_FILES,
 )
@@ -47,7 +45,7 @@ def check_publishable(folder: str | Path) -> None:
                 f"{str(place)!r} holds {name!r}, which is no part of a checkpoint or an adapter and may hold facts in "
                 "clear: move it elsewhere"
             )
-    if not any(name.endswith(".safetensors") and name != STATE_FILE for name in names):
+    if not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"{str(place)!r} holds no weights in safetensors")
     readme = place / "README.md"
     if readme.is_file() and "# Unlearning report" in readme.read_text(encoding="utf-8", errors="replace"):
