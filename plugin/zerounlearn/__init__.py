@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from zerounlearn.method.gradient.simnpo import SimNPO
     from zerounlearn.method.zerounlearn.config import ZeroUnlearn, ZeroUnlearnGD
     from zerounlearn.method.zerounlearn.separability import SeparabilityMap, separability
+    from zerounlearn.method.zerounlearn.tracing import TRACED_TOKENS, CausalTrace, causal_trace
     from zerounlearn.model.families import families
     from zerounlearn.model.loading import load_model
     from zerounlearn.report.run import Report
@@ -86,6 +87,7 @@ _HOMES = {
     "method.gradient.simnpo": ("SimNPO",),
     "method.zerounlearn.config": ("ZeroUnlearn", "ZeroUnlearnGD"),
     "method.zerounlearn.separability": ("SeparabilityMap", "separability"),
+    "method.zerounlearn.tracing": ("TRACED_TOKENS", "CausalTrace", "causal_trace"),
     "model.families": ("families",),
     "model.loading": ("load_model",),
     "report.run": ("Report",),
@@ -98,7 +100,9 @@ __all__ = [
     "GA",
     "NPO",
     "RMU",
+    "TRACED_TOKENS",
     "AssetError",
+    "CausalTrace",
     "ConfigError",
     "Edit",
     "EditError",
@@ -123,6 +127,7 @@ __all__ = [
     "ZeroUnlearnError",
     "ZeroUnlearnGD",
     "__version__",
+    "causal_trace",
     "datasets",
     "evaluate",
     "export_peft",

@@ -13,7 +13,7 @@ import numpy as np
 
 from zerounlearn.files import whole_file, write_text
 from zerounlearn.method.zerounlearn.separability import GROUPS, PLACES, SeparabilityMap, Suggestion
-from zerounlearn.method.zerounlearn.tracing import STATES, TOKENS, CausalTrace
+from zerounlearn.method.zerounlearn.tracing import STATES, TRACED_TOKENS, CausalTrace
 from zerounlearn.report.canvas import Image, bare, figure, saved, style
 
 _HEADS = {
@@ -25,7 +25,7 @@ _HEADS = {
 
 def trace_images(trace: CausalTrace, separation: SeparabilityMap | None) -> list[Image]:
     """A heat map each: states put back, logit lens, and shares of the update by group of prompts and place."""
-    tokens = [token.replace("_", " ") for token in TOKENS]
+    tokens = [token.replace("_", " ") for token in TRACED_TOKENS]
     shown = [(f"trace-{state}", _HEADS[state].format(window=trace.window), trace.restored[state]) for state in STATES]
     shown.append(("trace-lens", "A block's output read by the logit lens", trace.lens))
     images = [

@@ -14,7 +14,7 @@ from tests.helpers import FACTS, GPT2, hparams_for, tiny
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, RequestError
 from zerounlearn.method.zerounlearn import tracing
-from zerounlearn.method.zerounlearn.tracing import STATES, TOKENS, CausalTrace, causal_trace
+from zerounlearn.method.zerounlearn.tracing import STATES, TRACED_TOKENS, CausalTrace, causal_trace
 from zerounlearn.model.tokens import continuation, locate
 
 SAMPLES, WINDOW, NOISE = 2, 2, 3.0
@@ -28,7 +28,7 @@ NAMES = {
 def plain(kind: str, model: Any, tokenizer: Any, requests: list[Request]) -> CausalTrace:
     """One fact, sample, state, layer and token at a time, through the whole model."""
     generator, embedding = torch.Generator().manual_seed(0), model.get_input_embeddings()
-    places = {r: [locate(tokenizer, r.prompt, *r.subject_span, token) for token in TOKENS] for r in requests}
+    places = {r: [locate(tokenizer, r.prompt, *r.subject_span, token) for token in TRACED_TOKENS] for r in requests}
     inside = [token for r in requests for token in places[r][0][0][places[r][0][1] : places[r][1][1] + 1]]
     scale = NOISE * float(embedding(torch.tensor(inside)).std())
     ordered = sorted(requests, key=lambda r: -len(places[r][0][0]))
@@ -75,7 +75,7 @@ def _plain(
         return hook
 
     clean, corrupted = asked({module: keep for of in modules.values() for module in of}), 0.0
-    grids = {state: torch.zeros(depth, len(TOKENS), dtype=torch.float64) for state in (*STATES, "lens")}
+    grids = {state: torch.zeros(depth, len(TRACED_TOKENS), dtype=torch.float64) for state in (*STATES, "lens")}
     for layer, block in enumerate(blocks):
         for t, (_, place) in enumerate(places):
             logits = model.get_output_embeddings()(model.get_submodule(norm)(seen[block][0, place]))
@@ -89,7 +89,7 @@ def _plain(
             return changed
 
         corrupted += asked({embedding: corrupt}) / SAMPLES
-        for state, layer, t in itertools.product(STATES, range(depth), range(len(TOKENS))):
+        for state, layer, t in itertools.product(STATES, range(depth), range(len(TRACED_TOKENS))):
             begin = min(max(0, layer - WINDOW // 2), depth - WINDOW)
             chosen = [layer] if state == "block" else range(begin, begin + WINDOW)
             hooks = {modules[state][i]: restore(places[t][1]) for i in chosen}
@@ -149,7 +149,7 @@ def test_the_real_model_recalls_at_the_subjects_last_token(smollm2) -> None:
     found = causal_trace(model, tokenizer, facts, samples=2)
     assert found.facts == 3
     assert found.clean > 0.3 > 0.15 > found.corrupted
-    subject, last = TOKENS.index("subject_last"), TOKENS.index("last")
+    subject, last = TRACED_TOKENS.index("subject_last"), TRACED_TOKENS.index("last")
     early, late = found.restored["block"][5], found.restored["block"][-2]
     assert early[subject] > 0.5 * found.clean > 3 * early[last]
     assert late[last] > 0.9 * found.clean > 3 * late[subject]

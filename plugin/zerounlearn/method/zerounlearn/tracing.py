@@ -34,10 +34,10 @@ from zerounlearn.model.tokens import FactToken, check_ids, continuation, filler_
 STATES = ("block", "mlp", "attention")
 """What is put back: a block's output, the MLPs' or the attentions' of a window."""
 
-TOKENS: tuple[FactToken, ...] = ("subject_first", "subject_last", "subject_first_after_last", "last")
+TRACED_TOKENS: tuple[FactToken, ...] = ("subject_first", "subject_last", "subject_first_after_last", "last")
 """Where: the tokens that `fact_token` can name, in their order."""
 
-assert set(TOKENS) == set(get_args(FactToken))
+assert set(TRACED_TOKENS) == set(get_args(FactToken))
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CausalTrace:
         clean: as the model is asked.
         corrupted: with noise on the subject.
         restored: by state of `STATES`, with one state of the clean run put back into the corrupted one; a row a layer,
-            a column a token of `TOKENS`.
+            a column a token of `TRACED_TOKENS`.
         lens: what the clean state of a layer and token means by the logit lens; rows and columns likewise.
         window: how many layers' MLPs or attentions are put back at once, around a layer.
     """
@@ -63,12 +63,12 @@ class CausalTrace:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"tokens": list(TOKENS), **vars(self), "restored": dict(self.restored)}
+        return {"tokens": list(TRACED_TOKENS), **vars(self), "restored": dict(self.restored)}
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A prompt's ids, its answer's first id, its subject's first and last position, and those of `TOKENS`."""
+    """A prompt's ids, its answer's first id, its subject's first and last position, and those of `TRACED_TOKENS`."""
 
     ids: list[int]
     answer: int
@@ -122,21 +122,21 @@ def causal_trace(
         scale = noise * _spread(layout, known)
         generator = torch.Generator().manual_seed(seed)
         sums: list[Tensor] = []
-        rows_each = samples * len(TOKENS)
+        rows_each = samples * len(TRACED_TOKENS)
         most = max(good_tokens(layout.device) // rows_each, 1)
         for batch in length_sorted_batches([len(one.ids) for one in known], most):
             members = [known[i] for i in batch]
             sums.append(_Run(layout, tokenizer, members, scale, samples, window, generator).probabilities())
     means = sum(sums[1:], sums[0]) / len(known)
-    clean, corrupted, *grids = means.split([1, 1] + [depth * len(TOKENS)] * (len(STATES) + 1))
-    rows = [tuple(tuple(row) for row in grid.view(depth, len(TOKENS)).tolist()) for grid in grids]
+    clean, corrupted, *grids = means.split([1, 1] + [depth * len(TRACED_TOKENS)] * (len(STATES) + 1))
+    rows = [tuple(tuple(row) for row in grid.view(depth, len(TRACED_TOKENS)).tolist()) for grid in grids]
     return CausalTrace(
         len(known), float(clean), float(corrupted), dict(zip(STATES, rows, strict=False)), rows[-1], window
     )
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, request: Request) -> _Asked:
-    found = [locate(tokenizer, request.prompt, *request.subject_span, token) for token in TOKENS]
+    found = [locate(tokenizer, request.prompt, *request.subject_span, token) for token in TRACED_TOKENS]
     first = continuation(tokenizer, request.prompt, request.answer, request.joint)[0]
     return _Asked(found[0][0], first, tuple(position for _, position in found))
 
@@ -164,8 +164,8 @@ def _spread(layout: Layout, asked: Sequence[_Asked]) -> float:
 class _Run:
     """A batch of facts, longest first: a clean run, `samples` corrupted ones, and what clean states make of those.
 
-    A corrupted row is one of facts × samples, a restored one of facts × samples × `TOKENS`. Restored rows are replayed
-    in the blocks and from the token on where the state is put back: nothing else changes.
+    A corrupted row is one of facts × samples, a restored one of those × `TRACED_TOKENS`. Restored rows are replayed in
+    the blocks and from the token on where the state is put back: nothing else changes.
     """
 
     def __init__(
@@ -191,13 +191,13 @@ class _Run:
         self.places = torch.tensor([one.places for one in asked], device=layout.device)
         self.ends = mask.sum(1) - 1
         self.rows = torch.arange(len(asked), device=layout.device).repeat_interleave(samples)
-        self.many = self.rows.repeat_interleave(len(TOKENS))
+        self.many = self.rows.repeat_interleave(len(TRACED_TOKENS))
         self.at = self.places[self.rows].flatten()
         with _noise(layout, [one.subject for one in asked], samples, scale, generator):
             self.corrupted = record(
                 layout, ids[self.rows], mask[self.rows], replayed=layers, inputs=[0], outputs=layers, attention=True
             )
-        sequence = torch.arange(len(self.rows), device=layout.device).repeat_interleave(len(TOKENS))
+        sequence = torch.arange(len(self.rows), device=layout.device).repeat_interleave(len(TRACED_TOKENS))
         self.sizes = self.ends[self.many] + 1 - self.at
         self.suffix = Suffix(self.corrupted, sequence, self.at, self.sizes.tolist())
         self.last = self.suffix.first + self.sizes - 1
@@ -219,7 +219,7 @@ class _Run:
     def _restored(self, state: str, layer: int) -> Tensor:
         """(tokens,): the answers' probability with the state put back, summed over facts, a mean over samples."""
         if state == "attention" and not self.attentions:
-            return torch.full((len(TOKENS),), float("nan"))
+            return torch.full((len(TRACED_TOKENS),), float("nan"))
         everything = slice(0, len(self.many))
         if state == "block":
             hidden = self.suffix.enter(self.corrupted.outputs[layer], everything).clone()
@@ -231,7 +231,7 @@ class _Run:
             with self._put_back(state, range(start, start + self.window)):
                 hidden = self._onwards(start, self.suffix.enter(entered, everything))
         said = self._answered(hidden[self.last.to(hidden.device)], self.many)
-        return said.view(-1, len(TOKENS)).sum(0) / self.samples
+        return said.view(-1, len(TRACED_TOKENS)).sum(0) / self.samples
 
     def _onwards(self, layer: int, hidden: Tensor) -> Tensor:
         for later in range(layer, self.depth):
