@@ -177,8 +177,10 @@ def separability(
             owners.append((number, place))
     sample, inside, count = [], [], 0
     for text in texts:
+        if count >= _TEXT_TOKENS:
+            break
         ids = encode(tokenizer, text)[:_TEXT_LENGTH]
-        if len(ids) > 1 and count < _TEXT_TOKENS:
+        if len(ids) > 1:
             sample.append(ids)
             inside.append(list(range(1, len(ids))))  # the first is the attention's sink, like no other
             count += len(ids) - 1
