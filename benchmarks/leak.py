@@ -4,7 +4,8 @@
 
 Each singular direction of each layer's change, with both signs, goes through the model's final norm and head (the
 logit lens); a fact's answer is found where its first token is among the first `TOP` of any of them. As a control, so
-are answers of other facts that the model knows and that were not forgotten. Writes benchmarks/results/leak.json.
+are answers of other facts that the model knows and that were not forgotten. Writes benchmarks/results/leak.json and
+the table of docs/edits.md (--tables: the table alone).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import continuation
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/leak.json"
+PAGE = ROOT / "docs/edits.md"
+BEGIN, END = "<!-- what an edit's factors tell -->", "<!-- end of what an edit's factors tell -->"
 RUNS = {
     "paper": ("ZeroUnlearn", "preset=paper"),
     "specific": ("ZeroUnlearn", "preset=specific"),
@@ -72,11 +77,38 @@ def measured(model: Any, tokenizer: Any, name: str, facts: list[zu.Fact], others
     }
 
 
+def table(runs: Sequence[Any]) -> str:
+    """Means over the seeds."""
+    seeds, n = sorted({run["seed"] for run in runs}), runs[0]["n"]
+    lines = [
+        f"Measured (`benchmarks/leak.py`, SmolLM2, {n} facts, seeds {', '.join(map(str, seeds))}): each singular "
+        f"direction of each layer's change, with both signs, read by the logit lens. Among the first {TOP} tokens are",
+        "",
+        "| | first tokens of the forgotten answers, % | of other answers that it knows, % | of the vocabulary, % |",
+        "|---|---|---|---|",
+    ]
+    for name in RUNS:
+        own = [run for run in runs if run["method"] == name]
+        shares = [100 * sum(run[k] for run in own) / len(own) for k in ("forgotten", "others", "of the vocabulary")]
+        lines.append(f"| {name} | {' | '.join(f'{share:.1f}' for share in shares)} |")
+    return "\n".join(lines)
+
+
+def filled(page: str, runs: Sequence[Any]) -> str:
+    """A page with the table put in."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{table(runs)}\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=int, default=10)
+    parser.add_argument("--tables", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
+    if args.tables:
+        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), json.loads(RESULT.read_text())["runs"]))
+        return
     folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -92,7 +124,8 @@ def main() -> None:
         for name in RUNS:
             runs.append(measured(model, tokenizer, name, forgotten, others, seed))
             print(json.dumps(runs[-1]), flush=True)
-    write_text(ROOT / "benchmarks/results/leak.json", json.dumps({"top": TOP, "runs": runs}, indent=1) + "\n")
+    write_text(RESULT, json.dumps({"top": TOP, "runs": runs}, indent=1) + "\n")
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), runs))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -58,3 +60,11 @@ def test_the_sizes_are_what_the_formulas_give(preset: str, lost: int) -> None:
     for said, size in ((half, 2 * numbers), (single, 4 * (numbers + layers * lost * d))):
         assert said == f"{size / 1e6:.{1 if size < 10e6 else 0}f} MB"
     assert f"| {FORMAT}; of zerounlearn" in GUIDE
+
+
+def test_what_the_factors_tell_is_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    leak = importlib.import_module("leak")
+    runs = json.loads(leak.RESULT.read_text(encoding="utf-8"))["runs"]
+    assert leak.filled(GUIDE, runs) == GUIDE
+    assert {run["method"] for run in runs} == set(leak.RUNS)
