@@ -109,13 +109,7 @@ def forget_pending(
         facts = ledger.pending()
         if not facts:
             raise LedgerError("no request is pending: `zerounlearn ledger add FACTS` enters one")
-        if method.wraps_modules:
-            raise ConfigError(f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold")
-        if not method.saves_edits:
-            raise ConfigError(
-                f"alg_name={method.alg_name!r} is a method of EasyEdit, whose edits are no files: the "
-                "ledger keeps a file of every run, so take one of ours (`zerounlearn list methods`)"
-            )
+        _check_method(method)
         check_output(output)
         before = weights_hash(model)
         check_model_follows(ledger.books(), before, other_model=other_model)
@@ -145,6 +139,16 @@ def forget_pending(
             }
         _on_disk(output, file.parent)
         return _finish(ledger, number, facts, report, found, file, keep_facts=keep_facts)
+
+
+def _check_method(method: UnlearningMethod) -> None:
+    if method.wraps_modules:
+        raise ConfigError(f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold")
+    if not method.saves_edits:
+        raise ConfigError(
+            f"alg_name={method.alg_name!r} is a method of EasyEdit, whose edits are no files: the ledger keeps a file "
+            "of every run, so take one of ours (`zerounlearn list methods`)"
+        )
 
 
 def check_model_follows(books: Books, weights: str, *, other_model: bool) -> None:

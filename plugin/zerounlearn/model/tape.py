@@ -224,26 +224,28 @@ def _record(
 
         return hook
 
-    def after(layer: int) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            tape.outputs[layer] = first_tensor(output).detach()
-
-        return hook
-
-    def wrote(layer: int) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            # Falcon adds its attention's output in place; OPT's MLP sees the tokens of all rows as one.
-            tape.written[layer] = output.detach().clone().view(*ids.shape, -1)
-
-        return hook
-
     with ExitStack() as stack:
         for layer in sorted({*replayed, *inputs}):
             stack.enter_context(layout.blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True))
         for layer in outputs:
-            stack.enter_context(layout.blocks[layer].register_forward_hook(after(layer)))
+            stack.enter_context(layout.blocks[layer].register_forward_hook(_keeping(tape.outputs, layer)))
         for layer in written:
-            stack.enter_context(layout.projections[layer].register_forward_hook(wrote(layer)))
+            stack.enter_context(
+                layout.projections[layer].register_forward_hook(_keeping(tape.written, layer, ids.shape))
+            )
         last = max({*replayed, *inputs, *outputs, *written})
         forward_until(layout.model, layout.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
     return tape
+
+
+def _keeping(store: dict[int, Tensor], layer: int, rows: Sequence[int] | None = None) -> Callable[..., None]:
+    """A hook that keeps a module's output; with `rows` a copy of what a down projection wrote, of that shape.
+
+    Falcon adds its attention's output to it in place, and OPT's MLP sees the tokens of all rows as one.
+    """
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        kept = first_tensor(output).detach()
+        store[layer] = kept if rows is None else kept.clone().view(*rows, -1)
+
+    return hook

@@ -175,15 +175,8 @@ def separability(
             rows.append(ids)
             reads.append([position])
             owners.append((number, place))
-    sample, inside, count = [], [], 0
-    for text in texts:
-        if count >= _TEXT_TOKENS:
-            break
-        ids = encode(tokenizer, text)[:_TEXT_LENGTH]
-        if len(ids) > 1:
-            sample.append(ids)
-            inside.append(list(range(1, len(ids))))  # the first is the attention's sink, like no other
-            count += len(ids) - 1
+    sample = _sample(tokenizer, texts)
+    inside = [list(range(1, len(ids))) for ids in sample]  # the first is the attention's sink, like no other
     with frozen(model), torch.no_grad():
         keys = _keys(layout, tokenizer, rows + sample, reads + inside)
     separations = []
@@ -195,6 +188,20 @@ def separability(
             separations.append(_separation(layer, place, of_place, of_prompts[chosen], of_text, method))
     counts = {group: sum(p.group == group for p in prompts) for group in GROUPS}
     return SeparabilityMap(tuple(separations), counts)
+
+
+def _sample(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The beginnings of as many texts as have the tokens wanted."""
+    found: list[list[int]] = []
+    count = 0
+    for text in texts:
+        if count >= _TEXT_TOKENS:
+            break
+        ids = encode(tokenizer, text)[:_TEXT_LENGTH]
+        if len(ids) > 1:
+            found.append(ids)
+            count += len(ids) - 1
+    return found
 
 
 def whole_layout(model: PreTrainedModel, method: ZeroUnlearn) -> Layout:
