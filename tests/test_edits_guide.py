@@ -25,7 +25,11 @@ def row(first: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.parametrize(("kind", "text"), SNIPPETS, ids=["command line", "library", "EasyEdit"])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [pytest.param(*one, marks=pytest.mark.slow if one[0] == "bash" else ()) for one in SNIPPETS],
+    ids=["command line", "library", "EasyEdit"],
+)
 def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> None:
     (tmp_path / "models").symlink_to(smollm2_path.parent)
     for name in ("hparams", "data", "examples"):

@@ -36,7 +36,8 @@ def still_said(editor, subjects) -> float:
     return sum(says(editor.model, editor.tok, PROMPTS[s], CAPITALS[s]) for s in subjects) / len(subjects)
 
 
-@pytest.mark.parametrize("preset", ["specific", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["specific", "paper"])
 def test_one_by_one_in_chunks_and_as_one_batch(preset: str, smollm2_path: Path, stats_dir: Path) -> None:
     subjects = list(CAPITALS)
     request = {

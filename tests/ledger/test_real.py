@@ -28,6 +28,7 @@ def said(folder: Path, facts: list[dict[str, object]]) -> list[bool]:
     return [one.forget[0] for one in zu.evaluate(model, tokenizer, facts, text=None).facts]
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_forgot_is_not_said_after_a_later_one(
     smollm2_path: Path, tmp_path: Path, file: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

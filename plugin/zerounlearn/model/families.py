@@ -128,8 +128,10 @@ def _modules(model: PreTrainedModel, template: str, layers: Sequence[int]) -> li
 
 def _is_tied_head(model: PreTrainedModel, field: str, module: nn.Module) -> bool:
     """Whether it is the embedding whose weight the head has; offloaded, each has one of its own."""
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    return field == "lm_head_module" and tied and module is model.get_input_embeddings()
+    if field != "lm_head_module" or module is not model.get_input_embeddings():
+        return False
+    same = getattr(model.get_output_embeddings(), "weight", None) is module.weight
+    return same or bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
 def _projection(model: PreTrainedModel, layers: Sequence[int]) -> str:
