@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from tests.conftest import ROOT
+from tests.guides import like_a_clone, run, snippets
 from tests.helpers import tiny
 from zerounlearn.cli import main
 
@@ -81,14 +77,7 @@ def test_what_cannot_be_traced_is_said_and_nothing_is_written(traced, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bash", "python"])
 def test_the_pages_snippets_run(kind: str, tmp_path: Path, smollm2_path: Path) -> None:
-    page = (ROOT / "docs/trace.md").read_text(encoding="utf-8")
-    (text,) = re.findall(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "models").symlink_to(smollm2_path.parent)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    (text,) = [text for found, text in snippets("docs/trace.md") if found == kind]
+    like_a_clone(tmp_path, smollm2_path)
+    run(kind, text, tmp_path)
     assert (tmp_path / "outputs/trace/trace.md").is_file() == (kind == "bash")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.easyedit.test_edit_file import STAYS
+from tests.guides import like_a_clone, run, snippets
 from zerounlearn.method.edit_file import FORMAT
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs/edits.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```(python|bash)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+SNIPPETS = snippets("docs/edits.md")
 
 
 def row(first: str) -> list[str]:
@@ -31,17 +29,10 @@ def row(first: str) -> list[str]:
     ids=["command line", "library", "EasyEdit"],
 )
 def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> None:
-    (tmp_path / "models").symlink_to(smollm2_path.parent)
-    for name in ("hparams", "data", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    like_a_clone(tmp_path, smollm2_path)
+    printed = run(kind, text, tmp_path)
     if kind == "bash":
-        assert "facts: 5" in done.stdout
+        assert "facts: 5" in printed
         assert (tmp_path / "outputs/as-it-was/model.safetensors").is_file()
 
 

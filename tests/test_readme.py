@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.guides import like_a_clone, run, snippets
 from zerounlearn.data.catalogue import datasets
 from zerounlearn.easyedit.method_config import METHODS
 from zerounlearn.evaluation.registry import optional
@@ -30,7 +28,7 @@ from zerounlearn.study.spec import (
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```(python|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SNIPPETS = snippets("README.md")
 
 
 def test_there_is_a_snippet_for_each_way_in() -> None:
@@ -39,27 +37,14 @@ def test_there_is_a_snippet_for_each_way_in() -> None:
 
 @pytest.mark.parametrize(("kind", "text"), SNIPPETS, ids=["library", "EasyEdit", "command line"])
 def test_it_runs(kind: str, text: str, tmp_path: Path, smollm2_path: Path) -> None:
-    for name, target in [
-        ("hparams", ROOT / "hparams"),
-        ("models", smollm2_path.parent),
-        ("data", ROOT / "data"),
-        ("studies", ROOT / "studies"),
-        ("examples", ROOT / "examples"),
-    ]:
-        target.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(target)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    like_a_clone(tmp_path, smollm2_path)
+    shown = run(kind, text, tmp_path)
     if kind == "bash":
         assert (tmp_path / "outputs/forgotten/model.safetensors").exists()
         assert (tmp_path / "outputs/forgotten-report/report.md").exists()
     if "against(before)" in text:
-        (shown,) = re.findall(r"^```\n(Eff .*)\n```$", README, re.MULTILINE)
-        assert shown in done.stdout
+        (expected,) = re.findall(r"^```\n(Eff .*)\n```$", README, re.MULTILINE)
+        assert expected in shown
 
 
 def test_the_first_page_is_short() -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import zerounlearn as zu
-from tests.conftest import ROOT
+from tests.guides import ROOT, like_a_clone, run, snippets
 from tests.ledger.conftest import Place
 from zerounlearn.ledger.books import Ledger
 from zerounlearn.ledger.forget import edit_file, forget_pending
 from zerounlearn.ledger.revert import revert_run
 
-GUIDE = (ROOT / "docs/ledger.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"^```(python|bash)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+SNIPPETS = snippets("docs/ledger.md")
 FACTS = [json.loads(line) for line in (ROOT / "examples/facts.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -54,20 +49,11 @@ def test_what_an_earlier_run_forgot_is_not_said_after_a_later_one(
     assert [one.state for one in ledger.books().requests.values()] == ["forgotten"] * 3 + ["reverted"] * 2
 
 
-def _run(kind: str, text: str, folder: Path, smollm2_path: Path) -> None:
-    for name, target in {"models": smollm2_path.parent, "data": ROOT / "data", "examples": ROOT / "examples"}.items():
-        target.mkdir(exist_ok=True)
-        (folder / name).symlink_to(target)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_the_guides_python_runs(tmp_path: Path, smollm2_path: Path) -> None:
     (text,) = [text for kind, text in SNIPPETS if kind == "python"]
     assert "assert" in text
-    _run("python", text, tmp_path, smollm2_path)
+    like_a_clone(tmp_path, smollm2_path)
+    run("python", text, tmp_path)
 
 
 @pytest.mark.slow
@@ -75,7 +61,8 @@ def test_the_guides_commands_run(tmp_path: Path, smollm2_path: Path) -> None:
     """One after another, as they stand there."""
     texts = [text for kind, text in SNIPPETS if kind == "bash"]
     assert len(texts) == 3
-    _run("bash", "".join(texts), tmp_path, smollm2_path)
+    like_a_clone(tmp_path, smollm2_path)
+    run("bash", "".join(texts), tmp_path)
     states = [one.state for one in Ledger.open(tmp_path / "ledger.sqlite").books().requests.values()]
     assert states == ["audited"] * 3 + ["forgotten"] * 2
     assert said(tmp_path / "outputs/december", FACTS) == [False] * 5
