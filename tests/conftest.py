@@ -44,7 +44,7 @@ LONG = (
 
 
 # Tests of one module lie in the folders named after ours; those of the whole program beside them, or in these.
-INTEGRATION = {"easyedit", "report", "study", "tests"}
+INTEGRATION = {"easyedit", "ledger", "report", "study", "tests"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

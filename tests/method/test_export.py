@@ -21,6 +21,7 @@ from zerounlearn.method.edit import Edit
 from zerounlearn.method.export import adapter_gap, export_peft
 
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.integration  # the whole path of a method, many times
 IDS = torch.arange(24).reshape(2, 12) * 13 % 300
 DOWN = "model.layers.{}.mlp.down_proj.weight"
 

@@ -21,6 +21,7 @@ from zerounlearn.model.families import families, templates_of
 from zerounlearn.model.hooks import inputs_of
 from zerounlearn.model.tokens import continuation, locate
 
+pytestmark = pytest.mark.integration  # the whole path of a method, many times
 TEXTS = [f"In the year {i} the weather of France was fine and people in Lisbon said so." for i in range(60)]
 CORPUS = Corpus("tiny", lambda: TEXTS)
 WRITTEN = ("gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "granite")

@@ -17,6 +17,7 @@ from zerounlearn.method.zerounlearn import tracing
 from zerounlearn.method.zerounlearn.tracing import STATES, TRACED_TOKENS, CausalTrace, causal_trace
 from zerounlearn.model.tokens import continuation, locate
 
+pytestmark = pytest.mark.integration  # the whole path of a method, many times
 SAMPLES, WINDOW, NOISE = 2, 2, 3.0
 NAMES = {
     "llama": ("model.layers.{}", "mlp.down_proj", "self_attn", "model.norm"),
