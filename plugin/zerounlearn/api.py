@@ -205,22 +205,34 @@ def unlearn_and_report(
         (edit := run.apply(model, tokenizer, requests, retain=kept)).forgot(requests)
         with _undone_if_it_fails(edit), clock("evaluation"):
             after = _measured(model, tokenizer, chosen, probes, texts, text_tokens, joints)
-        report = Report(
-            facts=[FactReport.of(f, b, a) for f, b, a in zip(chosen, before.facts, after.facts, strict=True)],
-            before=before.phase,
-            after=replace(after.phase, known=before.phase.known),
-            layers=edit.layers,
+        report = replace(
+            reported(model, chosen, before, after, edit),
             seconds=edit.seconds | clock.seconds,
-            prefixes=edit.prefixes,
             retained=len(kept),
-            losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},
-            hparams=edit.hparams,
             fingerprints=prints | edit.statistics,
-            environment=environment(model),
             requirements=[one.judged(before.phase, after.phase) for one in wanted],
         )
         _warn(report)
     return report, edit
+
+
+def reported(
+    model: PreTrainedModel, facts: Sequence[Fact], before: Evaluation, after: Evaluation, edit: Edit
+) -> Report:
+    """The report of an edit of the model, between two measurements of the same facts."""
+    return Report(
+        facts=[FactReport.of(f, b, a) for f, b, a in zip(facts, before.facts, after.facts, strict=True)],
+        before=before.phase,
+        after=replace(after.phase, known=before.phase.known),
+        layers=edit.layers,
+        seconds=edit.seconds,
+        prefixes=edit.prefixes,
+        retained=0,
+        losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},
+        hparams=edit.hparams,
+        fingerprints=edit.statistics,
+        environment=environment(model),
+    )
 
 
 def check_prompts(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zerounlearn.api import EMBEDDED, Evaluation, Facts, evaluate, unlearn
+from zerounlearn.api import EMBEDDED, Evaluation, Facts, evaluate, reported, unlearn
 from zerounlearn.config import Settings
-from zerounlearn.data.fact import Fact, load_facts
+from zerounlearn.data.fact import load_facts
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, ZeroUnlearnError
 from zerounlearn.files import write_text
@@ -22,7 +22,7 @@ from zerounlearn.method.edit import Edit
 from zerounlearn.method.reapply import Moved, moved, reapply
 from zerounlearn.method.restore import restored_if_it_fails
 from zerounlearn.model.loading import check_model
-from zerounlearn.report.run import FactReport, Report, environment
+from zerounlearn.report.run import Report
 
 RE_APPLY, RE_SOLVE = "re-apply", "re-solve"
 RULE = (
@@ -147,7 +147,9 @@ def replay(
             return unlearn(model, tokenizer, chosen, own, retain=retain, chat=chat)
 
         best, ways, made = _better(edit, model, solve, measure, before)
-        report = _report(model, chosen, before, best, made)
+        assert best.evaluation is not None  # of the way that was chosen
+        report = reported(model, chosen, before, best.evaluation, made)
+        report.hparams = {**made.hparams, "model_name": _name(model)}
     return Replay(made, best.name, ways, rows, before, report)
 
 
@@ -222,21 +224,3 @@ def _lost(before: Evaluation, after: Evaluation) -> float:
 
 def _order(way: Way) -> tuple[Any, ...]:
     return (False, way.still_said, way.lost) if way.evaluation else (True,)
-
-
-def _report(model: PreTrainedModel, facts: Sequence[Fact], before: Evaluation, way: Way, edit: Edit) -> Report:
-    after = way.evaluation
-    assert after is not None  # of the way that was chosen
-    return Report(
-        facts=[FactReport.of(f, b, a) for f, b, a in zip(facts, before.facts, after.facts, strict=True)],
-        before=before.phase,
-        after=replace(after.phase, known=before.phase.known),
-        layers=edit.layers,
-        seconds=edit.seconds,
-        prefixes=edit.prefixes,
-        retained=0,
-        losses={name: (values[0], values[-1]) for name, values in edit.losses.items() if values},
-        hparams={**edit.hparams, "model_name": _name(model)},
-        fingerprints=edit.statistics,
-        environment=environment(model),
-    )

@@ -31,6 +31,14 @@ OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 FORGET = click.option("--forget", required=True, type=click.Path(path_type=Path), help="Facts: jsonl, json, yaml, csv.")
 
 
+SEED = click.option("--seed", type=int, help="Overrides the run's seed.")
+DTYPE = click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="A CUDA index, 'cpu', 'mps', or 'auto'.")
+CHAT = click.option("--chat", is_flag=True, help="Ask through the tokenizer's chat template.")
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Every command takes -v, -q and --debug, and says what went wrong in one sentence."""
 
@@ -169,3 +177,22 @@ def check_without_weights(method: Any, facts: list[Fact], *, trust_remote_code: 
     skeleton = skeleton_of(method.model_name, trust_remote_code=trust_remote_code)
     method.check(skeleton)
     check_prompts(method.model_name, skeleton.config, facts, trust_remote_code=trust_remote_code)
+
+
+def loaded(method: Any, *, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The model of a run and its tokenizer."""
+    from zerounlearn.model.loading import load_model
+
+    with stage("loading"):
+        return load_model(
+            method.model_name,
+            dtype=dtype,
+            device=method.device,
+            trust_remote_code=trust_remote_code,
+            device_map="auto" if getattr(method, "model_parallel", False) else None,
+        )
+
+
+def held_out_text(method: Any) -> str | None:
+    """What perplexity is taken on: the embedded text where statistics are, too; else none is at hand."""
+    return "embedded" if getattr(method, "mom2_dataset", "embedded") == "embedded" else None

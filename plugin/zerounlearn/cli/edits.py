@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import click
 
-from zerounlearn.cli.command import EPILOG, command, say, stage
+from zerounlearn.cli.command import DEVICE, EPILOG, OVERWRITE, TRUST, command, say, stage
 
 _FACTS = 5  # digests that `inspect` prints without --json
 
 _EDIT = click.argument("edit_file", metavar="EDIT", type=click.Path(path_type=Path))
-_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
 
 
 def _on_a_model(function: Callable[..., None]) -> Callable[..., None]:
@@ -23,9 +22,9 @@ def _on_a_model(function: Callable[..., None]) -> Callable[..., None]:
             _EDIT,
             click.argument("model_name", metavar="MODEL"),
             click.option("--output", required=True, help="New folder for the checkpoint."),
-            click.option("--device", default="auto", show_default=True, help="'cpu', 'cuda:1', …"),
-            click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run."),
-            _OVERWRITE,
+            DEVICE,
+            TRUST,
+            OVERWRITE,
         )
     ):
         function = option(function)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zerounlearn.cli.command import EPILOG, command, say, stage
+from zerounlearn.cli.command import EPILOG, TRUST, command, say, stage
 from zerounlearn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="The model that the edit was made on; by default the one that the edit names.")
 @click.option("--base", help="The base model's name in the adapter; by default --model's, where that is no folder.")
 @click.option("--check", is_flag=True, help="Load the model, and say how far its logits with the adapter are off.")
-@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
+@TRUST
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @command
 def export(

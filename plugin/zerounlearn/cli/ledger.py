@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zerounlearn.cli.command import (
+    CHAT,
+    DEVICE,
+    DTYPE,
     EPILOG,
     HPARAMS_ARGUMENT,
     NOT_MET,
     OVERRIDES,
+    SEED,
+    TRUST,
     check_without_weights,
     command,
+    held_out_text,
+    loaded,
     method_of,
     say,
-    stage,
 )
 from zerounlearn.errors import ConfigError
 from zerounlearn.resources import HPARAMS, find
@@ -28,10 +34,6 @@ if TYPE_CHECKING:
 
 _IDS = click.argument("ids", type=int, nargs=-1, required=True, metavar="ID...")
 _MODEL = "Checkpoint's folder or hub name"
-_DTYPE = click.option(
-    "--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own."
-)
-_TRUST = click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
 
 
 @click.group(epilog=EPILOG)
@@ -101,10 +103,10 @@ def add(
 @click.option("--model", help=f"{_MODEL}, instead of the run's: the last run's output.")
 @click.option("--other-model", is_flag=True, help="Take a model in which earlier requests may not be forgotten.")
 @click.option("--keep-facts", is_flag=True, help="Keep in clear what is forgotten, to ask for it after later runs.")
-@click.option("--seed", type=int, help="Overrides the run's seed.")
-@_DTYPE
-@click.option("--chat", is_flag=True, help="Ask through the tokenizer's chat template.")
-@_TRUST
+@SEED
+@DTYPE
+@CHAT
+@TRUST
 @_with_books
 def run(
     hparams: str,
@@ -128,7 +130,6 @@ def run(
     from zerounlearn.errors import LedgerError
     from zerounlearn.ledger.forget import check_output, forget_pending
     from zerounlearn.ledger.hidden import facts_hidden
-    from zerounlearn.model.loading import load_model
 
     file = find(hparams, HPARAMS)
     method = method_of(file, overrides if model is None else (*overrides, f"model_name={model}"), seed)
@@ -141,25 +142,15 @@ def run(
             raise LedgerError("no request is pending: `zerounlearn ledger add FACTS` enters one")
         with facts_hidden(facts):
             check_without_weights(method, list(facts.values()), trust_remote_code=trust_remote_code)
-        with stage("loading"):
-            loaded, tokenizer = load_model(
-                method.model_name,
-                dtype=dtype,
-                device=method.device,
-                trust_remote_code=trust_remote_code,
-                device_map="auto" if getattr(method, "model_parallel", False) else None,
-            )
-        text = "embedded" if getattr(method, "mom2_dataset", "embedded") == "embedded" else None
         done = forget_pending(
             books,
-            loaded,
-            tokenizer,
+            *loaded(method, dtype=dtype, trust_remote_code=trust_remote_code),
             method,
             output,
             keep_facts=keep_facts,
             other_model=other_model,
             chat=chat,
-            text=text,
+            text=held_out_text(method),
         )
     say(f"run {done.run}: {_listed(done.forgotten)} forgotten")
     say(f"checkpoint: {output}\nedit: {done.edit}\nhead, to be written down: {done.head}")
@@ -273,9 +264,9 @@ def reopen(ids: tuple[int, ...], where: str, key_file: Path | None) -> None:
 @click.option("--model", help=f"{_MODEL}: as the run left it, or as it was before.")
 @click.option("--edit", type=click.Path(path_type=Path), help="The run's edit, for a model as the run left it.")
 @click.option("--output", type=click.Path(path_type=Path), help="New folder for the model without the edit; likewise.")
-@_DTYPE
-@click.option("--device", default="auto", show_default=True, help="'cpu', 'cuda:0', …")
-@_TRUST
+@DTYPE
+@DEVICE
+@TRUST
 @_with_books
 def revert(
     ids: tuple[int, ...],
@@ -310,8 +301,8 @@ def revert(
                 f"--model is missing: the checkpoint of run {taken.number}, {taken.output!r}, or the one before"
             )
         else:
-            loaded: Any = load_model(
+            found: Any = load_model(
                 model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, field="--model"
             )
-            revert_run(books, ids, *loaded, edit=edit, output=output)
+            revert_run(books, ids, *found, edit=edit, output=output)
     say(f"reverted: {_listed(ids)}")

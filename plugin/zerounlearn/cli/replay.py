@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zerounlearn.cli.command import EPILOG, command, method_of, redactable, say, stage
+from zerounlearn.cli.command import (
+    CHAT,
+    DEVICE,
+    DTYPE,
+    EPILOG,
+    OVERWRITE,
+    TRUST,
+    command,
+    method_of,
+    redactable,
+    say,
+    stage,
+)
 from zerounlearn.errors import ConfigError, OutputError
 from zerounlearn.resources import HPARAMS, find
 
@@ -28,11 +40,11 @@ if TYPE_CHECKING:
 @click.option("--parent", help="The model that the edit was made on, to say how far this one has moved.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for the report, with the facts in clear.")
 @click.option("--text", default="embedded", show_default=True, help="Held-out text for perplexity; none for none.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda:0, …")
-@click.option("--chat", is_flag=True, help="Ask through the tokenizer's chat template.")
-@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
-@click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
+@DTYPE
+@DEVICE
+@CHAT
+@TRUST
+@OVERWRITE
 @command
 @redactable
 def replay(

@@ -11,6 +11,7 @@ from zerounlearn.cli.command import (
     EPILOG,
     HPARAMS_ARGUMENT,
     OVERRIDES,
+    TRUST,
     check_without_weights,
     command,
     method_of,
@@ -30,7 +31,7 @@ from zerounlearn.resources import HPARAMS, find
     type=click.Path(path_type=Path),
     help="Take ROME's, MEMIT's or EasyEdit's npz file of a layer instead; may be given again.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
+@TRUST
 @command
 def stats(hparams: str, overrides: tuple[str, ...], given: tuple[Path, ...], trust_remote_code: bool) -> None:
     """Take the second moments of ordinary text for all layers of a run, ahead of it.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zerounlearn.cli.command import EPILOG, FORGET, command, redactable, say, stage
+from zerounlearn.cli.command import DEVICE, EPILOG, FORGET, OVERWRITE, TRUST, command, redactable, say, stage
 
 
 @click.command(epilog=EPILOG)
@@ -18,9 +18,9 @@ from zerounlearn.cli.command import EPILOG, FORGET, command, redactable, say, st
 @click.option("--facts", "most", type=click.IntRange(1), default=10, show_default=True, help="Traced at most.")
 @click.option("--samples", type=click.IntRange(1), default=4, show_default=True, help="Draws of noise for each fact.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-@click.option("--device", default="auto", show_default=True, help="A CUDA index, 'cpu', 'mps', or 'auto'.")
-@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
-@click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
+@DEVICE
+@TRUST
+@OVERWRITE
 @command
 @redactable
 def trace(
@@ -53,17 +53,18 @@ def trace(
     facts = load_facts(forget)
     inputs = {"the model": Path(model).expanduser(), "--forget": forget}
     check_folder(output, overwrite=overwrite, inputs=inputs)
-    check_device(device)
-    check_prompts(model, skeleton_of(model, trust_remote_code=trust_remote_code).config, facts)
+    check_device(device, "--device")
+    skeleton = skeleton_of(model, "MODEL", trust_remote_code=trust_remote_code)
+    check_prompts(model, skeleton.config, facts, trust_remote_code=trust_remote_code)
     with stage("loading"):
-        loaded, tokenizer = load_model(model, device=device, trust_remote_code=trust_remote_code)
+        decoder, tokenizer = load_model(model, device=device, trust_remote_code=trust_remote_code, field="MODEL")
     method = ZeroUnlearn(model_name=model, layers=[0], preset="specific")
     with stage("separability"):
-        separation = separability(loaded, tokenizer, facts, method, texts=held_out_corpus("embedded").texts())
+        separation = separability(decoder, tokenizer, facts, method, texts=held_out_corpus("embedded").texts())
     suggested = separation.suggestion()
     with stage("tracing"):
         traced = causal_trace(
-            loaded, tokenizer, [fact.request for fact in facts[:most]], method, samples=samples, seed=seed
+            decoder, tokenizer, [fact.request for fact in facts[:most]], method, samples=samples, seed=seed
         )
     with whole_folder(output, overwrite=overwrite, inputs=inputs) as folder:
         write_trace(folder, traced, separation, suggested)

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zerounlearn.cli.command import (
+    CHAT,
+    DTYPE,
     EPILOG,
     FORGET,
     HPARAMS_ARGUMENT,
     NOT_MET,
     OVERRIDES,
+    OVERWRITE,
+    SEED,
+    TRUST,
     check_without_weights,
     command,
+    held_out_text,
+    loaded,
     method_of,
     redactable,
     say,
@@ -48,9 +55,9 @@ if TYPE_CHECKING:
     "--report", type=click.Path(path_type=Path), help="Folder for the report; OUTPUT-report or FILE-report by default."
 )
 @click.option("--retain", type=click.Path(path_type=Path), help="Facts to keep, in the format of --forget.")
-@click.option("--seed", type=int, help="Overrides the run's seed.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the weights: auto is the checkpoint's own.")
-@click.option("--chat", is_flag=True, help="Ask through the tokenizer's chat template.")
+@SEED
+@DTYPE
+@CHAT
 @click.option("--require-known", is_flag=True, help="Fail if the model says less than half of the facts before.")
 @click.option(
     "--require",
@@ -59,8 +66,8 @@ if TYPE_CHECKING:
     help="A bound on what is measured afterwards, as 'eff<=0.05', 'ppl<=1.01x' (times what it was); else the exit code "
     "is 3. May be given again.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint's own code run.")
-@click.option("--overwrite", is_flag=True, help="Replace the output of an earlier run.")
+@TRUST
+@OVERWRITE
 @click.option("--dry-run", is_flag=True, help="Check all that needs no weights, and write nothing.")
 @command
 @redactable
@@ -178,26 +185,18 @@ def _forget(
         Whether a requirement is not met.
     """
     from zerounlearn.api import unlearn_and_report
-    from zerounlearn.model.loading import check_room, load_model, save_checkpoint
+    from zerounlearn.model.loading import check_room, save_checkpoint
 
-    with stage("loading"):
-        model, tokenizer = load_model(
-            method.model_name,
-            dtype=dtype,
-            device=method.device,
-            trust_remote_code=trust_remote_code,
-            device_map="auto" if getattr(method, "model_parallel", False) else None,
-        )
+    model, tokenizer = loaded(method, dtype=dtype, trust_remote_code=trust_remote_code)
     if folder is not None:
         check_room(model, folder)
-    text = getattr(method, "mom2_dataset", "embedded")
     report, edit = unlearn_and_report(
         model,
         tokenizer,
         facts,
         method,
         retain=kept,
-        text="embedded" if text == "embedded" else None,
+        text=held_out_text(method),
         **asked,
     )
     if redaction is not None:

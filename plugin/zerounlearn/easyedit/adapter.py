@@ -73,6 +73,7 @@ def edit_model(
     if copy:
         model = deepcopy(model)
     edit = hparams.apply(model, tok, parsed, retain=retain)
+    edit.forgot(parsed)
     return model, edit.before if gives_back else {}, edit
 
 

@@ -132,10 +132,10 @@ class Edit:
             new = weight_of(model, name)
             self.digests[name] = (weight_digest(old), weight_digest(new))
             self.dtypes[name], self.norms[name] = new.dtype, distance(old, None)
-            if name in self.factors:
+            if name in self.factors:  # whose sum is what was written
                 self.steps.setdefault(name, [len(self.factors[name][1])])
-            else:
-                self.changes[name] = (new.to(old.device).double() - old.double()).float().cpu()
+                continue
+            self.changes[name] = (new.to(old.device).double() - old.double()).float().cpu()
             made = self.after(name, old)
             if weight_digest(made) != self.digests[name][1]:
                 self.fixes[name] = difference(made, new)

@@ -127,7 +127,12 @@ def _batch_bounds(lengths: Sequence[int], tokens: int) -> list[int]:
 def joined_rows(parts: Sequence[Tensor]) -> Tensor:
     """(Σ n, t, ...) of what a hook saw in the parts of one `record`, padded to the first part's length t."""
     length = parts[0].shape[1]
-    return torch.cat([F.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1])) for x in parts])
+    return _padded(parts, 1, length)
+
+
+def _padded(tensors: Iterable[Tensor], dim: int, length: int) -> Tensor:
+    """All rows, padded to one length along `dim`."""
+    return torch.cat([F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, length - x.shape[dim])) for x in tensors])
 
 
 class _Joining:
@@ -145,19 +150,17 @@ class _Joining:
         tape = Tape(first.layout, rows=sum(self.rows), length=self.length)
         for store in ("inputs", "outputs", "written"):
             for layer in getattr(first, store):
-                getattr(tape, store)[layer] = self._along(1, (getattr(part, store)[layer] for part in self.parts))
+                getattr(tape, store)[layer] = _padded(
+                    (getattr(part, store)[layer] for part in self.parts), 1, self.length
+                )
         for layer, call in first.calls.items():
             tape.calls[layer] = {
                 name: self._argument(name, [part.calls[layer][name] for part in self.parts]) for name in call
             }
         for layer in first.attention:
             keys, values = zip(*(part.attention[layer] for part in self.parts), strict=True)
-            tape.attention[layer] = (self._along(2, keys), self._along(2, values))
+            tape.attention[layer] = (_padded(keys, 2, self.length), _padded(values, 2, self.length))
         return tape
-
-    def _along(self, dim: int, tensors: Iterable[Tensor]) -> Tensor:
-        """All rows, padded to one length along `dim`."""
-        return torch.cat([F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, self.length - x.shape[dim])) for x in tensors])
 
     def _argument(self, name: str, values: Sequence[Any]) -> Any:
         """What a block is called with under `name`, given what each part was called with."""
@@ -173,7 +176,7 @@ class _Joining:
                 self.shared[key] = self._mask(values)
             else:
                 by_row = all(x.shape[0] == rows for x, rows in zip(values, self.rows, strict=True))
-                self.shared[key] = self._along(1, values) if by_row else first
+                self.shared[key] = _padded(values, 1, self.length) if by_row else first
         return self.shared[key]
 
     def _mask(self, masks: Sequence[Tensor | None]) -> Tensor:

@@ -54,7 +54,6 @@ def unlearn_by_gradient(
     layout = find_layout(model, hparams)
     written = _written(model, hparams)
     edit = Edit(hparams.alg_name, hparams.to_dict(), losses={"forget": []})
-    edit.forgot(requests)
     with restored(list(written.values())) as originals, frozen(model), torch.enable_grad():
         with hparams.training(model, written, edit) as trained:
             for parameter in trained.values():

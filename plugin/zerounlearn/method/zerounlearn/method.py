@@ -174,7 +174,6 @@ def unlearn(
         )
     traces = Traces(list(hparams.layers), _templates(model, hparams))
     edit = Edit(hparams.alg_name, hparams.to_dict(), traces=traces)
-    edit.forgot(requests)
     with layout.restored(hparams.layers) as originals, frozen(model), lineage_kept(layout, hparams.layers):
         run = _Run(layout, tokenizer, requests, retain, neutral, edit, traces, written=written)
         run.take_statistics(corpus, hparams)
