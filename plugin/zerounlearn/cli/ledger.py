@@ -127,8 +127,7 @@ def run(
     The edit lies beside the checkpoint, in OUTPUT-edit.safetensors. A fact that is still said makes its request failed,
     and the exit code 3. What earlier runs forgot stays so where the model is the checkpoint that the last one wrote.
     """
-    from zerounlearn.errors import LedgerError
-    from zerounlearn.ledger.forget import check_output, forget_pending
+    from zerounlearn.ledger.forget import check_output, facts_to_forget, forget_pending
     from zerounlearn.ledger.hidden import facts_hidden
 
     file = find(hparams, HPARAMS)
@@ -137,9 +136,7 @@ def run(
     check_output(output, inputs)
     books = _opened(where, key_file)
     with books.database.running():
-        facts = books.pending()
-        if not facts:
-            raise LedgerError("no request is pending: `zerounlearn ledger add FACTS` enters one")
+        facts = facts_to_forget(books)
         with facts_hidden(facts):
             check_without_weights(method, list(facts.values()), trust_remote_code=trust_remote_code)
         done = forget_pending(

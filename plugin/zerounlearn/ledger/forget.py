@@ -62,6 +62,18 @@ def edit_file(output: Path) -> Path:
     return output.absolute().with_name(f"{output.absolute().name}-edit.safetensors")
 
 
+def facts_to_forget(ledger: Ledger) -> dict[int, Fact]:
+    """What a run would take, see `Ledger.pending`.
+
+    Raises:
+        LedgerError: nothing is pending.
+    """
+    facts = ledger.pending()
+    if not facts:
+        raise LedgerError("no request is pending: `zerounlearn ledger add FACTS` enters one")
+    return facts
+
+
 def check_output(output: Path, inputs: Mapping[str, Path] | None = None) -> None:
     """Refuse an output before any work; what an earlier run wrote is evidence and is not replaced.
 
@@ -106,9 +118,7 @@ def forget_pending(
         ZeroUnlearnError: see `unlearn_and_report`; the books then call the run abandoned.
     """
     with ledger.database.running():
-        facts = ledger.pending()
-        if not facts:
-            raise LedgerError("no request is pending: `zerounlearn ledger add FACTS` enters one")
+        facts = facts_to_forget(ledger)
         _check_method(method)
         check_output(output)
         before = weights_hash(model)
