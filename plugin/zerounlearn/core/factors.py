@@ -46,6 +46,16 @@ def moved_by(W: Float[Tensor, "*n"], change: Float[Tensor, "*n"]) -> Float[Tenso
     return (W.to(device).double() + change.to(device).double()).to(W.dtype).to(W.device)
 
 
+def product_svd(
+    left: Float[Tensor, "d k"], right: Float[Tensor, "k m"]
+) -> tuple[Float[Tensor, "d p"], Float[Tensor, "p r"], Float[Tensor, r], Float[Tensor, "r q"], Float[Tensor, "m q"]]:
+    """Q, U, S, Vᴴ, R with left @ right = (Q U) diag(S) (Vᴴ Rᵀ), its SVD, in float64; the product is never built."""
+    Ql, Rl = torch.linalg.qr(left.double())
+    Qr, Rr = torch.linalg.qr(right.double().mT)
+    U, S, Vh = torch.linalg.svd(Rl @ Rr.mT, full_matrices=False)
+    return Ql, U, S, Vh, Qr
+
+
 def thinned(
     left: Float[Tensor, "d k"], right: Float[Tensor, "k m"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r m"]] | None:
@@ -61,9 +71,7 @@ def thinned(
     if k >= min(d, m):
         return None
     eps = max(torch.finfo(left.dtype).eps, torch.finfo(right.dtype).eps)
-    Ql, Rl = torch.linalg.qr(left.double())
-    Qr, Rr = torch.linalg.qr(right.double().mT)
-    U, S, Vh = torch.linalg.svd(Rl @ Rr.mT, full_matrices=False)
+    Ql, U, S, Vh, Qr = product_svd(left, right)
     rank = int(S.gt(max(d, m) * eps * S[:1]).sum())
     if rank * (d + m) >= d * m:
         return None

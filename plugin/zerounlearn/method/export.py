@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from zerounlearn.core.factors import product_svd
 from zerounlearn.errors import ConfigError, EditError
 from zerounlearn.files import whole_folder
 from zerounlearn.method.edit import Edit
@@ -163,7 +164,7 @@ def check_exportable(edit: Edit, skeleton: PreTrainedModel, rank: int | None = N
                 f"{name} is the {leaf} of a {type(module).__name__}: LoRA holds changes of linear layers' own weights "
                 "alone; hand the edit on as a file, or save the whole checkpoint"
             )
-        shape = _shape(edit, name)
+        shape = edit.shape_of(name)
         if shape != tuple(weight.shape):
             raise EditError(f"{name} is {tuple(weight.shape)} in the model, {shape} in the edit: name its own model")
         turned[name] = isinstance(module, Conv1D)
@@ -215,25 +216,17 @@ def _meta(model: PreTrainedModel | str) -> PreTrainedModel:
         return type(model)(copy.deepcopy(model.config))
 
 
-def _shape(edit: Edit, name: str) -> tuple[int, ...]:
-    if name in edit.changes:
-        return tuple(edit.changes[name].shape)
-    left, right = edit.factors[name]
-    return left.shape[0], right.shape[1]
-
-
 def _thin(edit: Edit, name: str, rank: int | None) -> _Thin:
     """A change within the rank: its own factors where they will do, else the leading part of its SVD in float64."""
-    rows, columns = _shape(edit, name)
+    rows, columns = edit.shape_of(name)
     if name in edit.factors:
         left, right = edit.factors[name]
         own = left.shape[1]
         if own <= min(rank or own, rows, columns):
             norm = float(torch.linalg.norm(torch.linalg.qr(left.double()).R @ right.double()))
             return _Thin(left.float(), right.float(), own, norm, 0.0)
-        (U, first), (V, second) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().mT)
-        inner, S, outer = torch.linalg.svd(first @ second.mT, full_matrices=False)
-        U, Vh = U @ inner, outer @ V.mT
+        Q, inner, S, outer, R = product_svd(left, right)
+        U, Vh = Q @ inner, outer @ R.mT
     else:
         U, S, Vh = torch.linalg.svd(edit.changes[name].double(), full_matrices=False)
     tails = S.square().flip(0).cumsum(0).flip(0).sqrt()  # tails[k]: what is lost by keeping k
