@@ -17,6 +17,9 @@ from zerounlearn.version import __version__
 
 if TYPE_CHECKING:
     from zerounlearn.api import evaluate, unlearn, unlearn_and_report
+    from zerounlearn.audit.registry import attacks
+    from zerounlearn.audit.results import Audit
+    from zerounlearn.audit.run import run_audit
     from zerounlearn.data.catalogue import datasets
     from zerounlearn.data.entry import Entry
     from zerounlearn.data.fact import Fact, load_facts
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from zerounlearn.derived import Replay, replay
     from zerounlearn.errors import (
         AssetError,
+        AuditError,
         ConfigError,
         EditError,
         FrameworkError,
@@ -56,6 +60,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("evaluate", "unlearn", "unlearn_and_report"),
+    "audit.registry": ("attacks",),
+    "audit.results": ("Audit",),
+    "audit.run": ("run_audit",),
     "data.catalogue": ("datasets",),
     "data.entry": ("Entry",),
     "data.fact": ("Fact", "load_facts"),
@@ -63,6 +70,7 @@ _HOMES = {
     "derived": ("Replay", "replay"),
     "errors": (
         "AssetError",
+        "AuditError",
         "ConfigError",
         "EditError",
         "FrameworkError",
@@ -102,6 +110,8 @@ __all__ = [
     "RMU",
     "TRACED_TOKENS",
     "AssetError",
+    "Audit",
+    "AuditError",
     "CausalTrace",
     "ConfigError",
     "Edit",
@@ -127,6 +137,7 @@ __all__ = [
     "ZeroUnlearnError",
     "ZeroUnlearnGD",
     "__version__",
+    "attacks",
     "causal_trace",
     "datasets",
     "evaluate",
@@ -138,6 +149,7 @@ __all__ = [
     "methods",
     "metrics",
     "replay",
+    "run_audit",
     "run_study",
     "separability",
     "unlearn",

@@ -69,3 +69,7 @@ class RegistrationError(ZeroUnlearnError, RuntimeError):
 
 class LedgerError(ZeroUnlearnError, RuntimeError):
     """A ledger is missing, locked, of another version or not as it was written, or refuses what it is told."""
+
+
+class AuditError(ZeroUnlearnError, ValueError):
+    """An audit or one of its attacks cannot be run on what it was given, or its files are not as it wrote them."""

@@ -1,4 +1,4 @@
-"""Subjects like those of a forget set, proposed by the model."""
+"""Subjects like those of a forget set: proposed by the model, or made up, which nothing is known about."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from zerounlearn.model.tokens import encode
 _LISTS, _LIST_LENGTH, _SHOWN = 12, 40, 6
 # A proposal of more words is prose and no subject.
 _WORDS = 5
+
+# What made-up names are put together from.
+_BEGINNINGS = ("b", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "r", "s", "sk", "t", "th", "v", "z")
+_VOWELS = ("a", "e", "i", "o", "u")
+_ENDS = ("", "", "l", "n", "r", "s", "x")
 
 
 def propose_subjects(
@@ -45,3 +50,13 @@ def propose_subjects(
             if fits and name.casefold() not in taken:
                 found.setdefault(name.casefold(), name)
     return list(found.values())[:count]
+
+
+def made_up(subject: str, generator: torch.Generator) -> str:
+    """A name of as many words as the subject has, each with a capital where the subject's has one."""
+    words = []
+    for word in subject.split():
+        parts = (_BEGINNINGS, _VOWELS) * (2 + (len(word) > 5)) + (_ENDS,)
+        name = "".join(part[int(torch.randint(len(part), (), generator=generator))] for part in parts)
+        words.append(name.capitalize() if word[:1].isupper() else name)
+    return " ".join(words)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,15 +47,31 @@ def write_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
         _store(model, values)
 
 
-def _store(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
+@contextmanager
+def with_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other weights inside, those from before outside, bit for bit; what is remembered of edits stays."""
+    saved = {name: weight_of(model, name).clone() for name in values}
+    try:
+        _put(model, values)
+        yield
+    finally:
+        with uninterrupted():
+            _put(model, saved)
+
+
+@torch.no_grad()
+def _put(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         parameter = model.get_parameter(name)
         slot = slot_of(model, name) if parameter.is_meta else None
         if slot is not None:
             slot.put(value)
         else:
-            with torch.no_grad():
-                parameter.copy_(value)
+            parameter.copy_(value)
+
+
+def _store(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
+    _put(model, values)
     for name in values:
         value = weight_of(model, name)
         turned = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)  # GPT-2 stores Wᵀ

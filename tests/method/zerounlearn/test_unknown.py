@@ -16,10 +16,11 @@ from tests.helpers import FACTS, PREFIXES, hparams_for, tiny
 from zerounlearn.api import unlearn_and_report
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
+from zerounlearn.data.subjects import made_up
 from zerounlearn.method.base import load_method
 from zerounlearn.method.zerounlearn import method as module
 from zerounlearn.method.zerounlearn.method import find_layout
-from zerounlearn.method.zerounlearn.unknown import NAMES, made_up, unknown_answers
+from zerounlearn.method.zerounlearn.unknown import NAMES, unknown_answers
 from zerounlearn.method.zerounlearn.vectors import Problem, optimise
 from zerounlearn.model.generate import generate
 from zerounlearn.model.tokens import continuation, encode, locate

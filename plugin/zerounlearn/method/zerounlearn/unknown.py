@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.request import Request
+from zerounlearn.data.subjects import made_up
 from zerounlearn.model.answers import logits_at
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
@@ -26,21 +27,8 @@ UNKNOWN = "unknown"
 NAMES = 16
 """Made-up subjects that a target is the mean over."""
 
-_BEGINNINGS = ("b", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "r", "s", "sk", "t", "th", "v", "z")
-_VOWELS = ("a", "e", "i", "o", "u")
-_ENDS = ("", "", "l", "n", "r", "s", "x")
 # Its probability in a target: none, but for the logarithm.
 _NEVER = 1e-12
-
-
-def made_up(subject: str, generator: torch.Generator) -> str:
-    """A name of as many words as the subject has, each with a capital where the subject's has one."""
-    words = []
-    for word in subject.split():
-        parts = (_BEGINNINGS, _VOWELS) * (2 + (len(word) > 5)) + (_ENDS,)
-        name = "".join(part[int(torch.randint(len(part), (), generator=generator))] for part in parts)
-        words.append(name.capitalize() if word[:1].isupper() else name)
-    return " ".join(words)
 
 
 @torch.no_grad()
