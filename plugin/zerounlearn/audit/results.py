@@ -25,6 +25,8 @@ from zerounlearn.files import write_text
 from zerounlearn.redaction import Redaction
 
 FORMAT = 1
+LEVEL = 0.05
+"""Of significance, after correction."""
 FILE = "audit.json"
 Interval = tuple[float, float]
 """95 %, both ends from 0 to 1, those of an excess from -1 to 1."""
@@ -52,6 +54,11 @@ class Variant:
     def level(self) -> int:
         """How much an attacker must have."""
         return Access[self.access].level
+
+    @property
+    def needs(self) -> str:
+        """The same in words."""
+        return Access[self.access].value
 
     @property
     def interval(self) -> Interval:
@@ -161,9 +168,15 @@ class Audit:
         return [float(p) for p in multipletests([one.p for one in self.variants], method="holm")[1]]
 
     def against(self, i: int) -> list[tuple[Variant, int]]:
-        """What brought fact `i` back, the least effort first, each with the tokens that its attack read."""
+        """What brought fact `i` back, the least effort first, each with the tokens that its attack read.
+
+        Of attacks whose findings are statistical, those alone whose corrected p is at most 0.05.
+        """
+        tokens = {each.attack: each.tokens[0] for each in self.attacked}
         found = [
-            (variant, each.tokens[0]) for each in self.attacked for variant in each.variants if variant.brought_back(i)
+            (variant, tokens[variant.attack])
+            for variant, p in zip(self.variants, self.corrected(), strict=True)
+            if variant.brought_back(i) and (p <= LEVEL or not variant.edited.statistical)
         ]
         return sorted(found, key=lambda one: (one[0].level, one[1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import importlib.util
 import json
 import logging
@@ -84,16 +85,35 @@ def run_audit(
     wanted = chosen(only, without=without)
     check_model(model)
     given = load_facts(facts)
-    check_lengths(model.config, tokenizer, given)
-    controls = CONTROLS[budget] if controls is None else controls
-    if controls < 1:
-        raise AuditError(f"controls={controls}: an attack without controls shows nothing; give at least 1")
     pair = Pair.of(model, base)
+    return audit_pair(
+        pair, tokenizer, given, budget=budget, wanted=wanted, controls=controls, seed=seed, text=text, chat=chat
+    )
+
+
+def audit_pair(
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    budget: str,
+    wanted: Sequence[Attack],
+    controls: int | None = None,
+    seed: int = 0,
+    text: str | Sequence[str] | None = EMBEDDED,
+    chat: bool = False,
+    key: bytes | None = None,
+) -> Audit:
+    """`run_audit` of two models that are one set of modules already; `key` is that of the facts' digest."""
+    model = pair.model
+    check_lengths(model.config, tokenizer, facts)
+    count = CONTROLS[budget] if controls is None else controls
+    if count < 1:
+        raise AuditError(f"controls={count}: an attack without controls shows nothing; give at least 1")
     texts = held_out_corpus(text).texts() if isinstance(text, str) else text or ()
-    made = never_known(given, controls, torch.Generator().manual_seed(seed))
-    target = Target(model, tokenizer, tuple(given), made, (), texts, seed, chat)
+    made = never_known(facts, count, torch.Generator().manual_seed(seed))
     with restored_if_it_fails(model, ()):
-        target = _known(pair, target)
+        target = _known(pair, Target(model, tokenizer, tuple(facts), made, (), texts, seed, chat))
         results, not_run, seconds = _attacked(pair, target, wanted, budget)
         moved = disruption(pair, tokenizer, texts, _TEXT_TOKENS) if texts else None
     return Audit(
@@ -101,12 +121,12 @@ def run_audit(
             AuditedFact(fact.request.prompt, fact.request.answer, tuple(one.request.subject for one in each))
             for fact, each in zip(target.facts, target.controls, strict=True)
         ),
-        len(given) - len(target.facts),
+        len(facts) - len(target.facts),
         results,
         not_run,
         moved,
-        {"budget": budget, "seed": seed, "controls": controls, "text_tokens": _TEXT_TOKENS if texts else 0},
-        _fingerprints(pair, target, given),
+        {"budget": budget, "seed": seed, "controls": count, "text_tokens": _TEXT_TOKENS if texts else 0},
+        _fingerprints(pair, target, facts, key),
         environment(model),
         seconds,
     )
@@ -223,30 +243,26 @@ def _read(model: PreTrainedModel) -> Iterator[_Read]:
         yield read
 
 
-def _fingerprints(pair: Pair, target: Target, facts: Sequence[Fact]) -> dict[str, str]:
+def _fingerprints(pair: Pair, target: Target, facts: Sequence[Fact], key: bytes | None) -> dict[str, str]:
     with pair.as_base():
         base = weights_hash(pair.model)
     return {
         "edited": weights_hash(pair.model),
         "base": base,
         "tokenizer": tokenizer_digest(target.tokenizer),
-        "facts": facts_digest(facts),
+        "facts": facts_digest(facts, key),
         "text": value_digest(list(target.texts[:_TEXT_TOKENS])),
         "code": code_digest(),
     }
 
 
-def facts_digest(facts: Sequence[Fact]) -> str:
-    """A digest of facts with all their prompts, in their order."""
-
-    def told(fact: Fact) -> list[object]:
-        return [
-            fact_digest(fact.request),
-            fact.paraphrases,
-            *([q[:2] for q in part] for part in (fact.neighbours, fact.others)),
-        ]
-
-    return value_digest(list(map(told, facts)))
+def facts_digest(facts: Sequence[Fact], key: bytes | None = None) -> str:
+    """64 hexadecimal digits over facts with all their prompts, in their order: HMAC-SHA256 under a key, if given."""
+    told = [
+        [fact_digest(fact.request), fact.paraphrases, [q[:2] for q in fact.neighbours], [q[:2] for q in fact.others]]
+        for fact in facts
+    ]
+    return hmac.new(key or b"", json.dumps(told).encode(), "sha256").hexdigest()
 
 
 def code_digest() -> str:

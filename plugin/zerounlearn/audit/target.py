@@ -64,6 +64,8 @@ class Outcome:
         curve: shares found against the attack's strength.
         axis: what the curve goes along, with its unit.
         note: what a reader has to know of this run.
+        statistical: whether a finding is a score above those of the controls, some of which are so by chance; else the
+            answer itself came back.
     """
 
     variant: str
@@ -72,6 +74,7 @@ class Outcome:
     curve: tuple[Point, ...] = ()
     axis: str = ""
     note: str = ""
+    statistical: bool = False
 
     @property
     def share(self) -> float:
@@ -179,6 +182,7 @@ class Target:
             tuple(judged(one, i) for i, one in enumerate(facts)),
             tuple(tuple(judged(one, i) for one in each) for i, each in enumerate(controls)),
             note=note,
+            statistical=True,
         )
 
     def point(self, x: float, findings: Sequence[Finding]) -> Point:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zerounlearn.cli import edits, lists
+from zerounlearn.cli.audit import audit
 from zerounlearn.cli.command import EPILOG
 from zerounlearn.cli.export import export
 from zerounlearn.cli.ledger import ledger
@@ -28,6 +29,6 @@ def main(verbose: bool, quiet: bool, debug: bool) -> None:
 
 for _command in (
     *(unlearn, edits.apply, edits.revert, edits.merge, edits.inspect, replay, export, card, push, ledger),
-    *(trace, stats, study, lists.list_entries, lists.show, lists.hparams_files, lists.models),
+    *(audit, trace, stats, study, lists.list_entries, lists.show, lists.hparams_files, lists.models),
 ):
     main.add_command(_command)

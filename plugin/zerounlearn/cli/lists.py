@@ -11,7 +11,7 @@ from zerounlearn.cli.command import EPILOG, command
 from zerounlearn.errors import ConfigError, OutputError
 from zerounlearn.resources import HPARAMS, STUDIES, find, names
 
-_KINDS = ("methods", "metrics", "datasets", "families", "presets", "studies")
+_KINDS = ("methods", "metrics", "datasets", "attacks", "families", "presets", "studies")
 
 
 @click.command("list", epilog=EPILOG)
