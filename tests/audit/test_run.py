@@ -227,3 +227,17 @@ def test_kl_is_nought_for_equal_weights_and_that_of_the_two_models_else(forgetfu
             base = forgetful.model(input_ids=ids).logits[0].log_softmax(-1)
     expected = torch.nn.functional.kl_div(edited, base, log_target=True, reduction="batchmean")
     assert disruption(pair, forgetful.tokenizer, TEXT) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("goal", [0.01, 0.3])
+def test_an_edit_is_scaled_to_a_disruption_and_put_back(forgetful: Forgetful, goal: float) -> None:
+    from zerounlearn.audit.disruption import at_disruption, disruption
+
+    pair = Pair.of(forgetful.model, forgetful.edit)
+    whole = disruption(pair, forgetful.tokenizer, TEXT)
+    with at_disruption(pair, forgetful.tokenizer, TEXT, goal) as factor:
+        assert disruption(pair, forgetful.tokenizer, TEXT) == pytest.approx(goal, rel=0.05)
+        assert (factor < 1) == (goal < whole)
+    assert disruption(pair, forgetful.tokenizer, TEXT) == whole  # the fixture looks at the weights
+    with pytest.raises(AuditError, match="still nearer"), at_disruption(pair, forgetful.tokenizer, TEXT, 1e9):
+        pass

@@ -53,6 +53,7 @@ class Group(Enum):
     MATCHED = "Swept methods where another one stands"
     PROBABILITY = "Probabilities of the answers"
     MEMORY = "Memorisation and membership"
+    ATTACKS = "What attacks bring back"
     UTILITY = "Generation and standard tasks"
     OTHER = "Other metrics"
     COST = "Cost"

@@ -31,6 +31,8 @@ def column(metric: str) -> Column:
         return known[metric]
     if metric.startswith("lm_eval/"):
         return _task(metric)
+    if metric.startswith("audit/"):
+        return _attack(metric)
     stem = metric.removesuffix("_probability")
     if stem != metric:
         return probability_of(column(stem))
@@ -51,6 +53,17 @@ def columns(metrics: Iterable[str]) -> list[Column]:
 
 def _known() -> dict[str, Column]:
     return {one.column.metric: one.column for one in in_order().values()} | {c.metric: c for c in (_JOINT, *_COST)}
+
+
+def _attack(metric: str) -> Column:
+    """`audit/<attack>`: facts that it brings back above the controls; `any` of them, and `kl`, the edit's distance."""
+    name = metric.partition("/")[2]
+    if name == "kl":
+        meaning = "Mean KL(base ‖ edited) on ordinary text, nats a token, of what was attacked."
+        return Column(metric, "KL", Goal.LOWER, Group.ATTACKS, meaning, digits=4)
+    by = "any attack" if name == "any" else f"the strongest variant of the attack {name!r}, above the controls"
+    meaning = f"Facts that come back by {by}."
+    return Column(metric, name.replace("_", " ").capitalize(), Goal.LOWER, Group.ATTACKS, meaning, "%", 100.0, 1)
 
 
 def _task(metric: str) -> Column:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.audit.disruption import at_disruption
+from zerounlearn.audit.pair import Pair
+from zerounlearn.audit.registry import chosen
+from zerounlearn.audit.run import audit_pair
 from zerounlearn.data.corpora import held_out_corpus
-from zerounlearn.errors import ZeroUnlearnError
+from zerounlearn.errors import AuditError, ConfigError, ZeroUnlearnError
 from zerounlearn.evaluation.asked import Asked, Settings
 from zerounlearn.evaluation.multi_hop import hop_queries
 from zerounlearn.evaluation.perplexity import PAPER_TEXTS
 from zerounlearn.evaluation.probes import paraphrases
 from zerounlearn.evaluation.registry import take
+from zerounlearn.method.edit import Edit
 from zerounlearn.model.answers import resolve_joints
 from zerounlearn.study.material import Material
 from zerounlearn.study.spec import Study
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,8 @@ class Measures:
         texts = [None if t is None else held_out_corpus(t).name for t in (s.held_out.text, s.held_out.paper)]
         tasks = [list(s.lm_eval.tasks), s.lm_eval.limit, s.lm_eval.folder]
         settings = {"metrics": sorted(s.metrics), "texts": texts, "tokens": s.held_out.tokens, "lm_eval": tasks}
-        return settings | {"generation_tokens": s.generation_tokens}
+        audit = {"audit": asdict(s.audit)} if s.audit is not None else {}
+        return settings | {"generation_tokens": s.generation_tokens} | audit
 
     def _check_tasks(self) -> None:
         from zerounlearn.evaluation.harness import check_tasks
@@ -95,6 +106,44 @@ class Measures:
     def take(self, asked: Asked) -> dict[str, float]:
         """All numbers by name; a metric that the draw has nothing for is absent."""
         return take(asked, self.study.metrics) | self._tasks(asked.model, asked.tokenizer)
+
+    def audit(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material, edit: Edit, seed: int
+    ) -> dict[str, float]:
+        """What attacks bring back, as `audit/<attack>`: the excess of its strongest variant over the controls.
+
+        `audit/any` is the share of facts that any attack brings back, `audit/kl` the distance from the base model on
+        ordinary text in nats a token. Nothing for an edit that wraps modules, or where the base model says no fact.
+        """
+        spec = self.study.audit
+        if spec is None or edit.undo is not None:
+            return {}
+        texts = self._settings.held_out or None
+        pair = Pair.of(model, edit)
+        wanted = chosen(spec.attacks, without=spec.without)
+        if spec.disruption is not None and texts is None:
+            raise ConfigError("audit.disruption is measured on held_out.text: name one")
+        scaled = at_disruption(pair, tokenizer, texts or (), spec.disruption) if spec.disruption else nullcontext()
+        try:
+            with scaled:
+                found = audit_pair(
+                    pair,
+                    tokenizer,
+                    material.facts,
+                    budget=spec.budget,
+                    wanted=wanted,
+                    controls=spec.controls,
+                    seed=seed,
+                    text=texts,
+                )
+        except AuditError as error:
+            log.warning("no audit: %s", error)
+            return {}
+        numbers = {
+            f"audit/{each.attack}": max(0.0, *(variant.excess for variant in each.variants)) for each in found.attacked
+        }
+        numbers["audit/any"] = fmean(bool(found.against(i)) for i in range(len(found.facts)))
+        return numbers if found.disruption is None else numbers | {"audit/kl": found.disruption}
 
     def _tasks(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         chosen = self.study.lm_eval

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zerounlearn.audit.registry import attacks, check_budget, chosen
 from zerounlearn.config import read_settings
 from zerounlearn.data.text import is_blank, refused_character
 from zerounlearn.errors import ConfigError, did_you_mean
@@ -89,6 +90,21 @@ class Tasks:
 
 
 @dataclass(frozen=True)
+class AuditSpec:
+    """Attacks on every cell's model; see `zerounlearn.audit`."""
+
+    budget: str = _setting("quick", "quick, standard or thorough: what each attack may spend.")
+    attacks: Sequence[str] = _setting([], "Names of attacks; none takes all that the budget has.")
+    without: Sequence[str] = _setting([], "Names of attacks to leave out.")
+    controls: int | None = _setting(None, "Made-up subjects for each fact; by default the budget's.")
+    disruption: float | None = _setting(
+        None,
+        "Mean KL on ordinary text, nats a token: each edit's change is scaled until it is that far from the base "
+        "model, so that methods are compared at equal harm; null audits edits as they are.",
+    )
+
+
+@dataclass(frozen=True)
 class Study:
     """A whole study.
 
@@ -108,6 +124,7 @@ class Study:
     unrelated_size: int = _setting(60, "Facts of the half to keep that measure spe_unrelated.")
     generation_tokens: int = _setting(30, "Tokens generated for ROUGE-L, and after each forget prompt.")
     lm_eval: Tasks = _setting(Tasks(), "Standard tasks.")
+    audit: AuditSpec | None = _setting(None, "Attacks on each unlearned model.")
     reference_model: str | None = _setting(None, "A model that never saw the forget set, for forget_quality.")
     reference_method: str | None = _setting(
         None, "Label of the method that the others are tested against; without it, the best of each column."
@@ -149,6 +166,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         metrics=_names(values.get("metrics") or [], optional(), f"{where}: metrics"),
         held_out=_part(HeldOut, values.get("held_out") or {}, f"{where}: held_out"),
         lm_eval=_part(Tasks, values.get("lm_eval") or {}, f"{where}: lm_eval"),
+        audit=_audit(values.get("audit"), f"{where}: audit"),
         **{name: values[name] for name in _SIMPLE if name in values},
     )
     _check(study, where)
@@ -156,6 +174,27 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 _SIMPLE = ("retain_size", "unrelated_size", "generation_tokens", "reference_model", "reference_method", "highlight")
+
+
+def _audit(values: Any, where: str) -> AuditSpec | None:
+    """What is to be attacked, if anything.
+
+    Raises:
+        ConfigError: an attack or the budget is unknown, or a number is out of range.
+    """
+    if values is None:
+        return None
+    spec = _part(AuditSpec, values, where)
+    try:
+        check_budget(spec.budget, "budget")
+        chosen(_names(list(spec.attacks), list(attacks), "attacks"), without=spec.without)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if spec.controls is not None:
+        _at_least(spec.controls, 1, f"{where}.controls")
+    if spec.disruption is not None and not spec.disruption > 0:
+        raise ConfigError(f"{where}.disruption={spec.disruption!r}: expected a number above 0")
+    return spec
 
 
 def _check(study: Study, where: str) -> None:
@@ -260,6 +299,7 @@ def _check_type(value: Any, annotation: str, where: str) -> None:
     kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
         "str": (str, "a text"),
         "int": (int, "a whole number"),
+        "float": ((int, float), "a number"),
         "bool": (bool, "true or false"),
         "Mapping": (Mapping, "a mapping"),
         "Sequence": (list, "a list"),
@@ -268,7 +308,7 @@ def _check_type(value: Any, annotation: str, where: str) -> None:
         return
     name = next(name for name in kinds if annotation.startswith(name))
     kind, words = kinds[name]
-    if not isinstance(value, kind) or (name == "int" and isinstance(value, bool)):
+    if not isinstance(value, kind) or (name in ("int", "float") and isinstance(value, bool)):
         raise ConfigError(f"{where}={value!r}: expected {words}")
 
 

@@ -99,6 +99,9 @@ class Bench:
                 edit = method.apply(model, self._tokenizer, material, job.cell.draw.seed)
             try:
                 self._evaluate(record, model, material, job, peak)
+                with Clock(record["seconds"], model)("audit"):
+                    seed = job.cell.draw.seed
+                    record["after"] |= self._measures.audit(model, self._tokenizer, material, edit, seed)
             finally:
                 edit.revert(model)
             del edit
