@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import zerounlearn as zu
 from tests.audit.conftest import TEXT, Forgetful, facts
-from zerounlearn.audit.certificate import Certificate, digest, graded, verify
+from zerounlearn.audit.certificate import Certificate, digest, for_card, graded, verify
 from zerounlearn.audit.page import page
 from zerounlearn.audit.registry import Access
 from zerounlearn.audit.results import Attacked, Audit, AuditedFact, Variant
 from zerounlearn.audit.run import run_audit
 from zerounlearn.audit.signature import SIGNATURE, check_key, sign, wrong_signature
 from zerounlearn.audit.target import Finding, Outcome, Point
+from zerounlearn.cli import main
 from zerounlearn.errors import AuditError
 
 GRADED = [access for access in Access if access is not Access.BASE]
@@ -181,3 +183,22 @@ def test_a_redacted_audit_has_digests_and_the_same_numbers(audited: Audit, forge
     assert graded(silent) == graded(more)
     assert [v.edited.share for v in silent.variants] == [v.edited.share for v in more.variants]
     assert zu.Audit is Audit and audited.unknown == 0
+
+
+def test_a_card_has_the_audits_table_and_no_fact(audited: Audit, forgetful: Forgetful, tmp_path: Path) -> None:
+    audit = run_audit(
+        forgetful.model, forgetful.tokenizer, facts(), forgetful.edit, only=["plain", "wording"], text=TEXT
+    )
+    audit.save(tmp_path)
+    forgetful.edit.save(tmp_path / "edit.safetensors")
+    place = tmp_path / "README.md"
+    command = ["card", str(tmp_path / "edit.safetensors"), "--audit", str(tmp_path), "--output", str(place)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    card = place.read_text()
+    assert f"## Audit: grade {graded(audit)}" in card
+    for variant in audit.variants:
+        shares = (variant.edited.share, variant.edited.alarms, variant.ceiling.share)
+        assert f"| {variant.label} | {' | '.join(f'{100 * share:.0f}' for share in shares)} |" in card
+    assert "wording" in for_card(audited).not_tested
+    assert not [word for word in ("France", "Paris", "Tolstoy") if word in card]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.audit.conftest import TEXT, Forgetful, facts
 from zerounlearn.audit.run import run_audit
+from zerounlearn.audit.target import Outcome
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
 from zerounlearn.report.columns import Goal, Group, column, columns
@@ -31,7 +32,7 @@ def taken(measures: Measures, forgetful: Forgetful, asked: Any = None, **changes
     assert spec is not None
     chosen = Measures(replace(measures.study, audit=replace(spec, **changes)))
     draw: Any = SimpleNamespace(facts=asked or facts())
-    return chosen.audit(forgetful.model, forgetful.tokenizer, draw, forgetful.edit, 0)
+    return chosen.audit(forgetful.model, forgetful.tokenizer, draw, forgetful.edit, 0, {})
 
 
 def test_the_numbers_are_those_of_the_audit(measures: Measures, forgetful: Forgetful) -> None:
@@ -48,14 +49,15 @@ def test_the_numbers_are_those_of_the_audit(measures: Measures, forgetful: Forge
 def test_an_edit_shrunk_to_next_to_nothing_has_forgotten_nothing(measures: Measures, forgetful: Forgetful) -> None:
     shrunk = taken(measures, forgetful, disruption=1e-4)
     assert shrunk["audit/kl"] == pytest.approx(1e-4, rel=0.05)
-    assert shrunk["audit/plain"] == shrunk["audit/any"] == 1
-    assert taken(measures, forgetful)["audit/plain"] < 1
+    as_it_is = taken(measures, forgetful)
+    assert shrunk["audit/plain"] > as_it_is["audit/plain"]
+    assert shrunk["audit/any"] > as_it_is["audit/any"]
 
 
 def test_nothing_is_measured_where_there_is_nothing(measures: Measures, forgetful: Forgetful) -> None:
     unknown = [Fact(Request.of("{} is a city in", "Lisbon", "Norway"))]
     assert taken(measures, forgetful, unknown) == {}
-    assert Measures(replace(measures.study, audit=None)).audit(None, None, None, None, 0) == {}  # type: ignore[arg-type]
+    assert Measures(replace(measures.study, audit=None)).audit(None, None, None, None, 0, {}) == {}  # type: ignore[arg-type]
     assert "audit" not in Measures(replace(measures.study, audit=None)).settings()
     assert measures.settings()["audit"]["attacks"] == ["plain", "wording"]
 
@@ -66,3 +68,14 @@ def test_the_columns_stand_together() -> None:
     assert {one.group for one in found[1:]} == {Group.ATTACKS}
     assert (column("audit/relearning").head, column("audit/kl").unit) == ("Relearning ↓", "")
     assert {one.goal for one in found} == {Goal.LOWER}
+
+
+def test_the_base_model_is_attacked_once_a_draw(measures: Measures, forgetful: Forgetful) -> None:
+    draw: Any = SimpleNamespace(facts=facts())
+    ceilings: dict[str, list[Outcome]] = {}
+    given = (forgetful.model, forgetful.tokenizer, draw, forgetful.edit, 0, ceilings)
+    first = measures.audit(*given)
+    assert set(ceilings) == {"plain", "wording"}
+    kept = {name: list(found) for name, found in ceilings.items()}
+    assert measures.audit(*given) == first
+    assert all(a is b for name in kept for a, b in zip(kept[name], ceilings[name], strict=True))

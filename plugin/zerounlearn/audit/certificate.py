@@ -35,6 +35,7 @@ from zerounlearn.data.fact import Fact
 from zerounlearn.errors import AuditError
 from zerounlearn.files import write_text
 from zerounlearn.model.fingerprint import weights_hash
+from zerounlearn.report.card import Attacks
 
 FILE = "certificate.json"
 LIMIT = 0.05
@@ -168,6 +169,16 @@ def _statements(audit: Audit, grade: str) -> Iterator[str]:
         yield f"Not tested at all, and so no better grade than {grade}: {', '.join(missing)}."
     if audit.disruption is not None:
         yield f"On ordinary text the edited model is {audit.disruption:.2g} nats a token from the base model."
+
+
+def for_card(audit: Audit) -> Attacks:
+    """What a model card says of an audit."""
+    certificate = Certificate.of(audit)
+    rows = tuple(
+        (v.label, *(f"{100 * share:.0f}" for share in (v.edited.share, v.edited.alarms, v.ceiling.share)))
+        for v in audit.variants
+    )
+    return Attacks(certificate.grade, certificate.statements, rows, tuple(certificate.not_tested))
 
 
 def verify(

@@ -23,7 +23,7 @@ from zerounlearn.audit.disruption import disruption
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.registry import Attack, attacks, check_budget, chosen
 from zerounlearn.audit.results import Attacked, Audit, AuditedFact, Variant, labels
-from zerounlearn.audit.target import Target
+from zerounlearn.audit.target import Outcome, Target
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.fact import Fact, load_facts
 from zerounlearn.data.lengths import check_lengths
@@ -103,8 +103,24 @@ def audit_pair(
     text: str | Sequence[str] | None = EMBEDDED,
     chat: bool = False,
     key: bytes | None = None,
+    ceilings: dict[str, list[Outcome]] | None = None,
 ) -> Audit:
-    """`run_audit` of two models that are one set of modules already; `key` is that of the facts' digest."""
+    """`run_audit` of two models that are one set of modules already.
+
+    Args:
+        pair: the models.
+        tokenizer: see `run_audit`, as for what is not said here.
+        facts: as `load_facts` gives them.
+        budget: one of `BUDGETS`.
+        wanted: of `chosen`.
+        controls: see `run_audit`.
+        seed: see `run_audit`.
+        text: see `run_audit`.
+        chat: see `run_audit`.
+        key: of the facts' digest.
+        ceilings: what attacks found in the base model, filled by the first of several audits of the same facts, seed
+            and budget for the later ones; of no use to another base model.
+    """
     model = pair.model
     check_lengths(model.config, tokenizer, facts)
     count = CONTROLS[budget] if controls is None else controls
@@ -114,7 +130,7 @@ def audit_pair(
     made = never_known(facts, count, torch.Generator().manual_seed(seed))
     with restored_if_it_fails(model, ()):
         target = _known(pair, Target(model, tokenizer, tuple(facts), made, (), texts, seed, chat))
-        results, not_run, seconds = _attacked(pair, target, wanted, budget)
+        results, not_run, seconds = _attacked(pair, target, wanted, budget, {} if ceilings is None else ceilings)
         moved = disruption(pair, tokenizer, texts, _TEXT_TOKENS) if texts else None
     return Audit(
         tuple(
@@ -177,7 +193,7 @@ def _others(target: Target) -> tuple[Query, ...]:
 
 
 def _attacked(
-    pair: Pair, target: Target, wanted: Sequence[Attack], budget: str
+    pair: Pair, target: Target, wanted: Sequence[Attack], budget: str, ceilings: dict[str, list[Outcome]]
 ) -> tuple[tuple[Attacked, ...], dict[str, str], dict[str, float]]:
     """Every attack in turn; what each found, why others were not run, and how long each took."""
     results, not_run = [], {one.name: f"not asked for ({one.access.value})" for one in attacks.values()}
@@ -195,20 +211,23 @@ def _attacked(
         else:
             try:
                 with clock(one.name):
-                    results.append(_one(pair, target, one, dict(settings)))
+                    results.append(_one(pair, target, one, dict(settings), ceilings))
             except AuditError as error:
                 not_run[one.name] = str(error)
     return tuple(results), not_run, {name: round(taken, 2) for name, taken in clock.seconds.items()}
 
 
-def _one(pair: Pair, target: Target, attack: Attack, settings: dict[str, Any]) -> Attacked:
+def _one(
+    pair: Pair, target: Target, attack: Attack, settings: dict[str, Any], ceilings: dict[str, list[Outcome]]
+) -> Attacked:
     """An attack on the edited model and on the base model."""
-    tokens, outcomes = [], []
-    for base in (False, True):
-        with pair.as_base() if base else _nothing(), _read(pair.model) as read:
-            outcomes.append(list(attack.run(replace(target, base=base), **settings)))
-        tokens.append(read.tokens)
-    edited, ceiling = outcomes
+    with _read(pair.model) as read:
+        edited = list(attack.run(replace(target, base=False), **settings))
+    tokens = read.tokens
+    with pair.as_base(), _read(pair.model) as read:
+        if attack.name not in ceilings:
+            ceilings[attack.name] = list(attack.run(replace(target, base=True), **settings))
+    ceiling = ceilings[attack.name]
     if [one.variant for one in edited] != [one.variant for one in ceiling]:
         raise AuditError(f"{attack.name} gave other variants for the base model than for the edited one")
     variants = tuple(
@@ -216,12 +235,7 @@ def _one(pair: Pair, target: Target, attack: Attack, settings: dict[str, Any]) -
         for label, found, most in zip(labels(attack.label, edited), edited, ceiling, strict=True)
     )
     source = attacks.entry(attack.name).source
-    return Attacked(attack.name, source, json.loads(json.dumps(settings)), variants, (tokens[0], tokens[1]))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    return Attacked(attack.name, source, json.loads(json.dumps(settings)), variants, (tokens, read.tokens))
 
 
 @dataclass

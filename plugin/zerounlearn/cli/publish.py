@@ -15,6 +15,7 @@ from zerounlearn.errors import OutputError
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The card's file, as out/README.md.")
 @click.option("--report", type=click.Path(path_type=Path), help="The run's report: report.json, or its folder.")
 @click.option("--forget", type=click.Path(path_type=Path), help="The facts, for their number and digest.")
+@click.option("--audit", type=click.Path(path_type=Path), help="An audit of the model: its folder.")
 @click.option("--base", help="The base model's name on the hub.")
 @click.option("--license", "licence", help="The base model's licence, as the hub names it: apache-2.0.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
@@ -24,6 +25,7 @@ def card(
     output: Path,
     report: Path | None,
     forget: Path | None,
+    audit: Path | None,
     base: str | None,
     licence: str | None,
     overwrite: bool,
@@ -35,10 +37,17 @@ def card(
     from zerounlearn.files import write_text
     from zerounlearn.report.card import described, model_card, read_report
 
+    attacks = None
+    if audit is not None:
+        from zerounlearn.audit.certificate import for_card
+        from zerounlearn.audit.results import Audit
+
+        attacks = for_card(Audit.load(audit))
     made = model_card(
         described(source),
         report=read_report(report) if report else None,
         facts=[(fact.request.prompt, fact.request.answer) for fact in load_facts(forget)] if forget else None,
+        attacks=attacks,
         base=base,
         license=licence,
     )

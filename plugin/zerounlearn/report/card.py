@@ -52,6 +52,23 @@ class Described:
     hparams: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Attacks:
+    """What an audit says on a card: no fact.
+
+    Attributes:
+        grade: of the certificate.
+        statements: of the certificate.
+        rows: label, facts, controls, and base model's facts, in per cent.
+        not_tested: names of attacks that were not run.
+    """
+
+    grade: str
+    statements: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    not_tested: tuple[str, ...] = ()
+
+
 def described(path: str | Path) -> Described:
     """Look at an edit's file, a checkpoint's folder or an adapter's folder; no weight of a model is read.
 
@@ -101,6 +118,7 @@ def model_card(
     *,
     report: Mapping[str, Any] | None = None,
     facts: Iterable[tuple[str, str]] | None = None,
+    attacks: Attacks | None = None,
     base: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
@@ -110,6 +128,7 @@ def model_card(
         subject: see `described`.
         report: see `read_report`; what was measured stands there.
         facts: prompts with answers, of which the card gives the number and a digest; by default the report's.
+        attacks: what an audit of the model found.
         base: the base model's name on the hub.
         license: the base model's licence, as the hub names it.
 
@@ -144,6 +163,7 @@ def model_card(
         opening=_OPENINGS[subject.kind],
         rows=rows,
         measured=_measured(report) if report else [],
+        attacks=attacks,
         dtype=(report or {}).get("environment", {}).get("dtype", "the model's dtype"),
         digest=asked is not None,
     )

@@ -18,6 +18,7 @@ from zerounlearn.audit.disruption import at_disruption
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.registry import chosen
 from zerounlearn.audit.run import audit_pair
+from zerounlearn.audit.target import Outcome
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.errors import AuditError, ConfigError, ZeroUnlearnError
 from zerounlearn.evaluation.asked import Asked, Settings
@@ -108,12 +109,19 @@ class Measures:
         return take(asked, self.study.metrics) | self._tasks(asked.model, asked.tokenizer)
 
     def audit(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material, edit: Edit, seed: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        material: Material,
+        edit: Edit,
+        seed: int,
+        ceilings: dict[str, list[Outcome]],
     ) -> dict[str, float]:
         """What attacks bring back, as `audit/<attack>`: the excess of its strongest variant over the controls.
 
         `audit/any` is the share of facts that any attack brings back, `audit/kl` the distance from the base model on
         ordinary text in nats a token. Nothing for an edit that wraps modules, or where the base model says no fact.
+        `ceilings` are those of the draw, see `audit_pair`.
         """
         spec = self.study.audit
         if spec is None or edit.undo is not None:
@@ -135,6 +143,7 @@ class Measures:
                     controls=spec.controls,
                     seed=seed,
                     text=texts,
+                    ceilings=ceilings,
                 )
         except AuditError as error:
             log.warning("no audit: %s", error)

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zerounlearn.audit.target import Outcome
 from zerounlearn.errors import ConfigError, IllPosedError
 from zerounlearn.evaluation.asked import Asked
 from zerounlearn.evaluation.registry import metrics
@@ -41,6 +42,7 @@ class Bench:
         self._data: dict[str, Data] = {}
         self._methods: dict[str, Row] = {}
         self._drawn: tuple[Draw, Material] | None = None
+        self._ceilings: dict[str, list[Outcome]] = {}
         self._loaded: PreTrainedModel | None = None
         self._tokens: PreTrainedTokenizerBase | None = None
         self._hash = ""
@@ -100,8 +102,9 @@ class Bench:
             try:
                 self._evaluate(record, model, material, job, peak)
                 with Clock(record["seconds"], model)("audit"):
-                    seed = job.cell.draw.seed
-                    record["after"] |= self._measures.audit(model, self._tokenizer, material, edit, seed)
+                    record["after"] |= self._measures.audit(
+                        model, self._tokenizer, material, edit, job.cell.draw.seed, self._ceilings
+                    )
             finally:
                 edit.revert(model)
             del edit
@@ -166,6 +169,7 @@ class Bench:
             sizes = {"retain_size": self.study.retain_size, "unrelated_size": self.study.unrelated_size}
             material = self._data[draw.dataset].draw(draw.n, draw.seed, **sizes)
             self._drawn = (draw, resolved(self._model, self._tokenizer, material))
+            self._ceilings = {}
         return self._drawn[1]
 
 
