@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,10 +90,11 @@ def run_audit(
         raise AuditError(f"controls={controls}: an attack without controls shows nothing; give at least 1")
     pair = Pair.of(model, base)
     texts = held_out_corpus(text).texts() if isinstance(text, str) else text or ()
-    made = never_known(given, controls, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    made = never_known(given, controls, generator)
     target = Target(model, tokenizer, tuple(given), made, (), texts, seed, chat)
     with restored_if_it_fails(model, ()):
-        target = _known(pair, target)
+        target = replace(_known(pair, target, generator), original=pair.original)
         results, not_run, seconds = _attacked(pair, target, wanted, budget)
         moved = disruption(pair, tokenizer, texts, _TEXT_TOKENS) if texts else None
     return Audit(
@@ -112,7 +113,7 @@ def run_audit(
     )
 
 
-def _known(pair: Pair, target: Target) -> Target:
+def _known(pair: Pair, target: Target, generator: torch.Generator) -> Target:
     """The target with the facts that the base model says, each with its joint, and with what an attacker knows.
 
     Raises:
@@ -127,6 +128,7 @@ def _known(pair: Pair, target: Target) -> Target:
         target = replace(target, facts=tuple(facts))
         said = [one.said for one in target.scores([fact.request.query for fact in facts])]
         others = _others(target)
+        strange = _strange(target, others, generator)
     if not any(said):
         raise AuditError(
             f"the base model says none of the {len(facts)} facts: there was nothing to forget; check --base, and how "
@@ -139,7 +141,7 @@ def _known(pair: Pair, target: Target) -> Target:
         tuple(replace(one, request=replace(one.request, joint=facts[i].request.joint)) for one in target.controls[i])
         for i in kept
     )
-    return replace(target, facts=tuple(facts[i] for i in kept), controls=controls, others=others)
+    return replace(target, facts=tuple(facts[i] for i in kept), controls=controls, others=others, strange=strange)
 
 
 def _others(target: Target) -> tuple[Query, ...]:
@@ -156,6 +158,23 @@ def _others(target: Target) -> tuple[Query, ...]:
     return tuple(query for query, one in zip(asked, said, strict=True) if one.said)
 
 
+def _strange(target: Target, others: Sequence[Query], generator: torch.Generator) -> tuple[str, ...]:
+    """The prompts of others with made-up subjects; "" where the subject is not told from the relation's own words."""
+    relations = [fact.request for fact in target.facts]
+    known = {entry.fact.request.query[:2]: entry.fact.request for entry in packaged_entries()}
+    found = []
+    for query in others:
+        same = (r for r in relations if query.prompt.startswith(r.before) and query.prompt.endswith(r.after))
+        relation = next((r for r in same if len(query.prompt) > len(r.before) + len(r.after)), None)
+        request = known.get(query[:2])
+        if request is None and relation is not None:
+            subject = query.prompt[len(relation.before) : len(query.prompt) - len(relation.after)]
+            request = replace(relation, subject=subject)
+        [[control]] = never_known([Fact(request)], 1, generator) if request is not None else [[None]]
+        found.append("" if control is None else control.request.prompt)
+    return tuple(found)
+
+
 def _attacked(
     pair: Pair, target: Target, wanted: Sequence[Attack], budget: str
 ) -> tuple[tuple[Attacked, ...], dict[str, str], dict[str, float]]:
@@ -167,7 +186,7 @@ def _attacked(
     for one in (bar := tqdm(wanted, desc="attacks", unit="attack", disable=None)):
         bar.set_postfix_str(one.name)
         settings = one.settings(budget)
-        missing = [name for name in one.needs if importlib.util.find_spec(name.replace("-", "_")) is None]
+        missing = [name for name in one.needs if not _installed(name)]
         if settings is None:
             not_run[one.name] = f"more than the budget {budget!r} has ({one.access.value})"
         elif missing:
@@ -179,6 +198,13 @@ def _attacked(
             except AuditError as error:
                 not_run[one.name] = str(error)
     return tuple(results), not_run, {name: round(taken, 2) for name, taken in clock.seconds.items()}
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _one(pair: Pair, target: Target, attack: Attack, settings: dict[str, Any]) -> Attacked:

@@ -1,0 +1,172 @@
+"""Rounding: never further than half a step, the same as the libraries that users round with, and the head left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.audit.conftest import Forgetful
+from tests.helpers import tiny
+from zerounlearn.audit.attacks.rounding import nf4, round_asymmetric, round_symmetric, rounding
+from zerounlearn.audit.matrices import changed, matrices
+from zerounlearn.errors import AuditError
+
+Round = Callable[[Tensor, int, int | None], Tensor]
+
+
+def matrix(rows: int = 24, columns: int = 96) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, rows)[:, None]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [None, 32, 40, 128])
+@pytest.mark.parametrize("rounded", [round_symmetric, round_asymmetric])
+def test_nothing_moves_further_than_half_a_step(rounded: Round, group: int | None, bits: int) -> None:
+    W = matrix()
+    moved = (rounded(W, bits, group) - W).abs()
+    for start in range(0, 96, group or 96):
+        part = W[:, start : start + (group or 96)]
+        magnitude = 2 * part.abs().amax(1)
+        width = part.amax(1).clamp(min=0) - part.amin(1).clamp(max=0)
+        step = (magnitude if rounded is round_symmetric else width) / (2**bits - 1)
+        edge = 0.5 if rounded is round_symmetric else 1.0  # where nought is put on the grid, the ends may fall off it
+        worst = moved[:, start : start + (group or 96)].amax(1)
+        assert (worst <= edge * step * (1 + 1e-4)).all()
+        assert (worst > 0.3 * step).all()
+
+
+@pytest.mark.parametrize("rounded", [round_symmetric, round_asymmetric])
+def test_a_matrix_has_no_more_values_a_group_than_bits_allow_and_noughts_stay(rounded: Round) -> None:
+    W = matrix()
+    W[:, 5], W[3] = 0, 0
+    found = rounded(W, 4, 32)
+    assert max(len(group.unique()) for group in found.unflatten(1, (-1, 32)).flatten(0, 1)) <= 16
+    assert (found[:, 5] == 0).all() and (found[3] == 0).all()
+
+
+def test_what_is_on_the_grid_stays_there() -> None:
+    once = round_asymmetric(matrix(), 4, 32)
+    torch.testing.assert_close(round_asymmetric(once, 4, 32), once, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("group", [None, 32])
+def test_torchao_rounds_the_same(group: int | None) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    from torchao.quantization.quant_primitives import MappingType
+
+    W = matrix(24, 128)
+
+    def theirs(config: object) -> Tensor:
+        layer = nn.Sequential(nn.Linear(128, 24, bias=False))
+        layer[0].weight.data.copy_(W)
+        torchao.quantize_(layer, config)
+        return layer[0].weight.dequantize()  # type: ignore[operator]
+
+    if group is None:
+        pairs = [(round_symmetric(W, 8), torchao.Int8WeightOnlyConfig())]
+    else:
+        pairs = [
+            (
+                rounded(W, 4, group),
+                torchao.IntxWeightOnlyConfig(
+                    weight_dtype=torch.int4, granularity=torchao.PerGroup(group), mapping_type=mapping
+                ),
+            )
+            for rounded, mapping in (
+                (round_symmetric, MappingType.SYMMETRIC),
+                (round_asymmetric, MappingType.ASYMMETRIC),
+            )
+        ]
+    for ours, config in pairs:
+        same = torch.isclose(ours, theirs(config), rtol=1e-4, atol=1e-7)
+        assert same.float().mean() > 0.99  # what lies in the middle of a step may go either way
+
+
+def test_an_edit_smaller_than_half_a_step_is_rounded_away(forgetful: Forgetful) -> None:
+    """A model whose weights lie on the int8 grid, moved by a third of a step: rounding brings them back."""
+    model = forgetful.model
+    names = matrices(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with changed(model, names, lambda _, W: round_asymmetric(W, 8)):
+        grid = {name: model.get_parameter(name).detach().clone() for name in names}
+
+    def moved(name: str, _: Tensor) -> Tensor:
+        W = grid[name]
+        step = (W.amax(1, keepdim=True).clamp(min=0) - W.amin(1, keepdim=True).clamp(max=0)) / 255
+        inside = (W.amax(1, keepdim=True) > W) & (W.amin(1, keepdim=True) < W)  # the ends make the grid
+        return W + step / 3 * inside
+
+    with (
+        changed(model, names, moved),
+        changed(model, names, lambda _, W: round_asymmetric(W, 8)),
+    ):
+        for name in names:
+            torch.testing.assert_close(model.get_parameter(name), grid[name], rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_each_kind_is_a_variant_and_what_changes_nothing_finds_what_the_question_finds(forgetful: Forgetful) -> None:
+    target = forgetful.target()
+    kinds = ("int8", "int4 in groups of 32, asymmetric", "bfloat16", "float16")
+    outcomes = {one.variant: one for one in rounding(target, kinds=kinds)}
+    assert tuple(outcomes) == kinds
+    plain = target.outcome("", target.plain())
+    close = [(a.score, b.score) for a, b in zip(outcomes["float16"].facts, plain.facts, strict=True)]
+    assert all(a == pytest.approx(b, rel=0.05) for a, b in close)
+    assert outcomes["int4 in groups of 32, asymmetric"].facts != plain.facts
+
+
+def test_bitsandbytes_rounds_to_sixteen_values_a_block(forgetful: Forgetful) -> None:
+    pytest.importorskip("bitsandbytes")
+    [outcome] = nf4(forgetful.target(), kinds=("nf4",))
+    assert outcome.variant == "nf4"
+    assert outcome.facts != forgetful.target().outcome("nf4", forgetful.target().plain()).facts
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_embeddings_and_heads_are_left_as_they_are(kind: str) -> None:
+    model = tiny(kind, 400)
+    head = model.get_output_embeddings()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with changed(model, matrices(model), lambda _, W: round_symmetric(W, 4, 32)):
+        moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == set(matrices(model)) and moved
+    assert not any(model.get_parameter(name) is head.weight for name in moved)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_rows_are_outputs_whatever_way_a_model_stores_them() -> None:
+    model = tiny("gpt2", 400)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, W: Tensor) -> Tensor:
+        shapes[name] = tuple(W.shape)
+        return W
+
+    with changed(model, matrices(model), note):
+        pass
+    assert shapes["transformer.h.0.mlp.c_proj.weight"] == (32, 128)
+
+
+def test_a_failure_midway_puts_back_what_was_changed(forgetful: Forgetful) -> None:
+    names = list(matrices(forgetful.model))
+
+    def fails(name: str, W: Tensor) -> Tensor:
+        if name == names[3]:
+            raise KeyboardInterrupt
+        return torch.zeros_like(W)
+
+    with pytest.raises(KeyboardInterrupt), changed(forgetful.model, names, fails):
+        pass  # the fixture looks at the weights
+
+
+def test_a_model_without_linear_layers_says_so(forgetful: Forgetful) -> None:
+    class Bare(nn.Module):
+        def get_output_embeddings(self) -> None:
+            return None
+
+    with pytest.raises(AuditError, match="Bare has no linear layers"):
+        matrices(Bare())  # type: ignore[arg-type]
