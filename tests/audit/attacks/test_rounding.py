@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.audit.conftest import Forgetful
 from tests.helpers import tiny
-from zerounlearn.audit.attacks.rounding import nf4, round_asymmetric, round_symmetric, rounding
+from zerounlearn.audit.attacks.rounding import NF4, round_asymmetric, round_nf4, round_symmetric, rounding
 from zerounlearn.audit.matrices import changed, matrices
 from zerounlearn.errors import AuditError
 
@@ -50,6 +50,50 @@ def test_a_matrix_has_no_more_values_a_group_than_bits_allow_and_noughts_stay(ro
 def test_what_is_on_the_grid_stays_there() -> None:
     once = round_asymmetric(matrix(), 4, 32)
     torch.testing.assert_close(round_asymmetric(once, 4, 32), once, rtol=1e-5, atol=0)
+
+
+SMALL = torch.tensor(
+    [[0.31, -0.07, 0.52, 0.11, -0.93, 0.44, 0.26, -0.18], [1.7, -2.2, 0.05, 0.6, 0.9, 0.35, 0.7, 0.15]]
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            round_symmetric(SMALL, 8),
+            [
+                [0.30635, -0.07294, 0.51788, 0.10941, -0.93365, 0.43765, 0.26259, -0.18235],
+                [1.70824, -2.20863, 0.05176, 0.60392, 0.89725, 0.3451, 0.70745, 0.15529],
+            ],
+        ),
+        (
+            round_symmetric(SMALL, 4, 4),
+            [
+                [0.27733, -0.06933, 0.48533, 0.13867, -0.992, 0.496, 0.248, -0.124],
+                [1.76, -2.34667, 0.0, 0.58667, 0.84, 0.36, 0.72, 0.12],
+            ],
+        ),
+        (
+            round_asymmetric(SMALL, 4, 4),
+            [
+                [0.31467, -0.07867, 0.51133, 0.118, -0.91333, 0.45667, 0.274, -0.18267],
+                [1.82, -2.08, 0.0, 0.52, 0.9, 0.36, 0.72, 0.18],
+            ],
+        ),
+    ],
+    ids=["int8", "int4", "int4 asymmetric"],
+)
+def test_it_rounds_as_torchao_did(ours: Tensor, theirs: list[list[float]]) -> None:
+    """What torchao 0.18 made of the same matrix on a CPU: no need to have it installed."""
+    torch.testing.assert_close(ours, torch.tensor(theirs), rtol=0, atol=6e-6)
+
+
+def test_nf4_takes_the_levels_that_bitsandbytes_took() -> None:
+    """Of 64 entries from -1 to 2, by version 0.50.2."""
+    counts = {2: 2, 3: 5, 4: 5, 5: 4, 6: 4, 7: 3, 8: 4, 9: 3, 10: 4, 11: 4, 12: 5, 13: 5, 14: 10, 15: 6}
+    expected = [2 * NF4[level] for level, count in counts.items() for _ in range(count)]
+    assert round_nf4(torch.linspace(-1, 2, 64)[None])[0].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("group", [None, 32])
@@ -119,11 +163,12 @@ def test_each_kind_is_a_variant_and_what_changes_nothing_finds_what_the_question
     assert outcomes["int4 in groups of 32, asymmetric"].facts != plain.facts
 
 
-def test_bitsandbytes_rounds_to_sixteen_values_a_block(forgetful: Forgetful) -> None:
-    pytest.importorskip("bitsandbytes")
-    [outcome] = nf4(forgetful.target(), kinds=("nf4",))
-    assert outcome.variant == "nf4"
-    assert outcome.facts != forgetful.target().outcome("nf4", forgetful.target().plain()).facts
+@pytest.mark.parametrize("shape", [(6, 128), (5, 40)])
+def test_bitsandbytes_rounds_the_same(shape: tuple[int, int]) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    W = matrix(*shape)
+    theirs = functional.dequantize_4bit(*functional.quantize_4bit(W, blocksize=64, quant_type="nf4"))
+    torch.testing.assert_close(round_nf4(W), theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -13,7 +13,12 @@ from zerounlearn.audit.matrices import changed, matrices
 from zerounlearn.audit.registry import Access, attack
 from zerounlearn.audit.target import Outcome, Target
 
-_SOURCE = "arXiv 2410.16454, 2605.02196"
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The levels of a 4-bit NormalFloat, as QLoRA (arXiv 2305.14314, appendix E) lists them."""
 
 
 def round_symmetric(W: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -42,10 +47,22 @@ def round_asymmetric(W: Tensor, bits: int, group: int | None = None) -> Tensor:
     return _by_group(W, group, onto)
 
 
+def round_nf4(W: Tensor, block: int = 64) -> Tensor:
+    """W (out, in) to the nearest level of NF4 times the largest magnitude of its block; float32.
+
+    Blocks are consecutive entries row by row, beyond the ends of rows, as bitsandbytes has them.
+    """
+    x = F.pad(W.float().flatten(), (0, -W.numel() % block)).view(-1, block)
+    largest = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    levels = torch.tensor(NF4, device=W.device)
+    nearest = levels[torch.bucketize(x / largest, (levels[1:] + levels[:-1]) / 2)]
+    return (nearest * largest).flatten()[: W.numel()].view_as(W)
+
+
 def _onto(x: Tensor, scale: Tensor, low: Tensor | None, bits: int) -> Tensor:
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # a group of noughts
     zero = -(2 ** (bits - 1)) if low is None else (low / scale).round()
-    return (x / scale).round().clamp(zero, zero + 2**bits - 1) * scale
+    return (x * (1 / scale)).round().clamp(zero, zero + 2**bits - 1) * scale
 
 
 def _by_group(W: Tensor, group: int | None, onto: Callable[[Tensor], Tensor]) -> Tensor:
@@ -61,6 +78,7 @@ _KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "int4 in groups of 32": lambda W: round_symmetric(W, 4, 32),
     "int4 in groups of 128, asymmetric": lambda W: round_asymmetric(W, 4, 128),
     "int4 in groups of 32, asymmetric": lambda W: round_asymmetric(W, 4, 32),
+    "nf4 in blocks of 64": round_nf4,
     "bfloat16": lambda W: W.bfloat16(),
     "float16": lambda W: W.half(),
 }
@@ -72,40 +90,17 @@ _KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     access=Access.WEIGHTS,
     quick={"kinds": ("int8", "int4 in groups of 128", "bfloat16")},
     standard={"kinds": tuple(_KINDS)},
-    source=_SOURCE,
+    source="arXiv 2410.16454, 2605.02196; NF4: 2305.14314",
 )
 def rounding(target: Target, *, kinds: tuple[str, ...]) -> Iterator[Outcome]:
-    """Every linear layer's weights but the head's rounded to 8 or 4 bits, bfloat16 or float16, and taken back.
+    """Every linear layer's weights but the head's rounded to fewer bits, and computed with as before.
 
-    What is computed with stays in the model's own dtype. Weights in bfloat16 are not changed by rounding to it.
+    To 8 or 4 bits to the nearest, as torchao rounds weights alone, to NF4 as bitsandbytes does, to bfloat16 or float16.
+    Activations are not rounded. Weights in bfloat16 are not changed by rounding to it.
     """
-    yield from _each(target, {kind: _KINDS[kind] for kind in kinds})
-
-
-@attack(
-    "nf4",
-    label="Rounding by bitsandbytes",
-    access=Access.WEIGHTS,
-    standard={"kinds": ("nf4",)},
-    thorough={"kinds": ("nf4", "fp4")},
-    needs=["bitsandbytes"],
-    source=f"{_SOURCE}; NF4: 2305.14314",
-)
-def nf4(target: Target, *, kinds: tuple[str, ...]) -> Iterator[Outcome]:
-    """What `load_in_4bit` of transformers makes of the weights: 4-bit floats in blocks of 64, by bitsandbytes."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    def rounded(kind: str, W: Tensor) -> Tensor:
-        value: Tensor = dequantize_4bit(*quantize_4bit(W.contiguous(), blocksize=64, quant_type=kind))
-        return value
-
-    yield from _each(target, {kind: partial(rounded, kind) for kind in kinds})
-
-
-def _each(target: Target, kinds: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[Outcome]:
     names = matrices(target.model)
-    for kind, rounded in kinds.items():
-        with changed(target.model, names, partial(_unnamed, rounded)):
+    for kind in kinds:
+        with changed(target.model, names, partial(_unnamed, _KINDS[kind])):
             findings = target.plain()
         yield target.outcome(kind, findings)
 
