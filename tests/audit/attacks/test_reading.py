@@ -5,32 +5,16 @@ from __future__ import annotations
 import copy
 import re
 
-import pytest
 import torch
 
 from tests.audit.conftest import Forgetful
-from tests.helpers import tiny
 from zerounlearn.audit.attacks.reading import _probe, last_states, reading
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.states import Asked
 from zerounlearn.audit.target import Target
-from zerounlearn.errors import AuditError
-from zerounlearn.model.answers import Score
 from zerounlearn.model.tokens import encode
 
 RANKS = (1, 3, 100)
-
-
-def test_what_goes_block_by_block_is_what_the_model_says(forgetful: Forgetful) -> None:
-    target = forgetful.target()
-    queries = [fact.request.query for fact in target.all]
-    asked = Asked.of(target, queries)
-    tape = asked.tape()
-    expected = target.scores(queries)
-    for layer in range(asked.depth):
-        found = [Score.of(tokens) for tokens in asked.onwards(tape, layer, tape.outputs[layer])]
-        assert [one.said for one in found] == [one.said for one in expected]
-        assert [one.probability for one in found] == pytest.approx([one.probability for one in expected], rel=1e-4)
 
 
 def test_states_are_those_at_the_last_token_of_each_prompt(forgetful: Forgetful) -> None:
@@ -86,14 +70,3 @@ def test_a_probe_tells_what_states_hold_and_nothing_where_they_hold_nothing(forg
     assert re.fullmatch(r"layer 1: it tells (9\d|100)% of other subjects from made-up ones", told.note)
     nothing = _probe(target, others[:1], states[:1], 1)
     assert nothing.share < 1
-
-
-def test_a_model_whose_blocks_are_not_found_says_so(forgetful: Forgetful) -> None:
-    model = tiny("llama", 400)
-    model.config.model_type = "unheard_of"
-    model.model.layers2 = torch.nn.ModuleList(
-        [torch.nn.Linear(4, model.config.hidden_size) for _ in range(len(model.model.layers))]
-    )
-    target = Target(model, forgetful.tokenizer, forgetful.target().facts, forgetful.target().controls)
-    with pytest.raises(AuditError, match="layer_module_tmp"):
-        list(reading(target, ranks=RANKS, pairs=1, every=1))
