@@ -135,6 +135,31 @@ def registered() -> Iterator[None]:
         attacks.remove(name)
 
 
+def test_an_attack_is_given_the_base_models_weights_and_strange_prompts(
+    forgetful: Forgetful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Target] = []
+
+    def look(target: Target) -> list[Outcome]:
+        given.append(target)
+        return [target.outcome("", target.plain())]
+
+    monkeypatch.setitem(
+        attacks._entries, "plain", replace(attacks.entry("plain"), target=replace(attacks["plain"], run=look))
+    )
+    first, *rest = facts()
+    neighbours = (("The capital of Germany is", "Berlin"), ("You are a reader", "of it"))
+    audited(forgetful, only=["plain"], facts=[replace(first, neighbours=neighbours), *rest])
+    for target in given:
+        assert set(target.original) == set(forgetful.edit.before)
+        told = dict(zip(target.others, target.strange, strict=True))
+        [prompt] = [strange for query, strange in told.items() if query.prompt == "The capital of Germany is"]
+        assert prompt.startswith("The capital of ") and prompt.endswith(" is") and "Germany" not in prompt
+        [unknown] = [strange for query, strange in told.items() if query.prompt == "You are a reader"]
+        assert unknown == ""
+        assert not {fact.request.prompt for fact in target.all} & set(target.strange)
+
+
 @pytest.mark.usefixtures("registered")
 def test_an_attack_is_registered_and_what_is_not_run_says_why(forgetful: Forgetful) -> None:
     audit = audited(forgetful, only=["shouting", "impossible", "dear", "absent"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import importlib.util
+import importlib.metadata
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,9 +127,11 @@ def audit_pair(
     if count < 1:
         raise AuditError(f"controls={count}: an attack without controls shows nothing; give at least 1")
     texts = held_out_corpus(text).texts() if isinstance(text, str) else text or ()
-    made = never_known(facts, count, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    made = never_known(facts, count, generator)
+    target = Target(model, tokenizer, tuple(facts), made, (), texts, seed, chat)
     with restored_if_it_fails(model, ()):
-        target = _known(pair, Target(model, tokenizer, tuple(facts), made, (), texts, seed, chat))
+        target = replace(_known(pair, target, generator), original=pair.original)
         results, not_run, seconds = _attacked(pair, target, wanted, budget, {} if ceilings is None else ceilings)
         moved = disruption(pair, tokenizer, texts, _TEXT_TOKENS) if texts else None
     return Audit(
@@ -148,7 +150,7 @@ def audit_pair(
     )
 
 
-def _known(pair: Pair, target: Target) -> Target:
+def _known(pair: Pair, target: Target, generator: torch.Generator) -> Target:
     """The target with the facts that the base model says, each with its joint, and with what an attacker knows.
 
     Raises:
@@ -163,6 +165,7 @@ def _known(pair: Pair, target: Target) -> Target:
         target = replace(target, facts=tuple(facts))
         said = [one.said for one in target.scores([fact.request.query for fact in facts])]
         others = _others(target)
+        strange = _strange(target, others, generator)
     if not any(said):
         raise AuditError(
             f"the base model says none of the {len(facts)} facts: there was nothing to forget; check --base, and how "
@@ -175,7 +178,7 @@ def _known(pair: Pair, target: Target) -> Target:
         tuple(replace(one, request=replace(one.request, joint=facts[i].request.joint)) for one in target.controls[i])
         for i in kept
     )
-    return replace(target, facts=tuple(facts[i] for i in kept), controls=controls, others=others)
+    return replace(target, facts=tuple(facts[i] for i in kept), controls=controls, others=others, strange=strange)
 
 
 def _others(target: Target) -> tuple[Query, ...]:
@@ -192,6 +195,23 @@ def _others(target: Target) -> tuple[Query, ...]:
     return tuple(query for query, one in zip(asked, said, strict=True) if one.said)
 
 
+def _strange(target: Target, others: Sequence[Query], generator: torch.Generator) -> tuple[str, ...]:
+    """The prompts of others with made-up subjects; "" where the subject is not told from the relation's own words."""
+    relations = [fact.request for fact in target.facts]
+    known = {entry.fact.request.query[:2]: entry.fact.request for entry in packaged_entries()}
+    found = []
+    for query in others:
+        same = (r for r in relations if query.prompt.startswith(r.before) and query.prompt.endswith(r.after))
+        relation = next((r for r in same if len(query.prompt) > len(r.before) + len(r.after)), None)
+        request = known.get(query[:2])
+        if request is None and relation is not None:
+            subject = query.prompt[len(relation.before) : len(query.prompt) - len(relation.after)]
+            request = replace(relation, subject=subject)
+        [[control]] = never_known([Fact(request)], 1, generator) if request is not None else [[None]]
+        found.append("" if control is None else control.request.prompt)
+    return tuple(found)
+
+
 def _attacked(
     pair: Pair, target: Target, wanted: Sequence[Attack], budget: str, ceilings: dict[str, list[Outcome]]
 ) -> tuple[tuple[Attacked, ...], dict[str, str], dict[str, float]]:
@@ -203,7 +223,7 @@ def _attacked(
     for one in (bar := tqdm(wanted, desc="attacks", unit="attack", disable=None)):
         bar.set_postfix_str(one.name)
         settings = one.settings(budget)
-        missing = [name for name in one.needs if importlib.util.find_spec(name.replace("-", "_")) is None]
+        missing = [name for name in one.needs if not _installed(name)]
         if settings is None:
             not_run[one.name] = f"more than the budget {budget!r} has ({one.access.value})"
         elif missing:
@@ -215,6 +235,13 @@ def _attacked(
             except AuditError as error:
                 not_run[one.name] = str(error)
     return tuple(results), not_run, {name: round(taken, 2) for name, taken in clock.seconds.items()}
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _one(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.data.chat import query_as_chat
@@ -43,6 +44,11 @@ class Finding(NamedTuple):
     def best(cls, findings: Iterable[Finding]) -> Finding:
         """The strongest of several tries: one that found it before one that did not, then the higher score."""
         return max(findings, key=lambda one: (one.found, one.score))
+
+    @classmethod
+    def first(cls, findings: Sequence[Finding]) -> Finding:
+        """The first try that found it, else that with the highest score: tries in the order of what they cost."""
+        return next((one for one in findings if one.found), cls.best(findings))
 
 
 class Point(NamedTuple):
@@ -102,6 +108,9 @@ class Target:
         seed: of all that is drawn.
         chat: whether every prompt goes through the tokenizer's chat template.
         base: whether `model` is the base model now.
+        strange: for each of `others` its prompt with a made-up subject, or "" where its subject is not known.
+        original: the base model's values of the weights that differ, for attacks that need the base model; on the base
+            model itself they are those that it has.
     """
 
     model: PreTrainedModel
@@ -113,6 +122,8 @@ class Target:
     seed: int = 0
     chat: bool = False
     base: bool = False
+    strange: tuple[str, ...] = ()
+    original: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def all(self) -> list[Fact]:
@@ -189,6 +200,24 @@ class Target:
         """A point of a curve from findings in the order of `all`."""
         outcome = self.outcome("", findings)
         return Point(x, outcome.share, outcome.alarms)
+
+    def along(self, variant: str, tries: Mapping[float, Sequence[Finding]], axis: str, *, note: str = "") -> Outcome:
+        """An outcome of tries of rising strength, each with findings in the order of `all`: the first that found it.
+
+        Args:
+            variant: see `Outcome`.
+            tries: the findings by the strength, the weakest first.
+            axis: what the strength is, with its unit: "rank", "alpha".
+            note: see `Outcome`.
+        """
+        curve = [self.point(x, findings) for x, findings in tries.items()]
+        named = [
+            [one._replace(how=f"{axis} {x:g}" + (f", {one.how}" if one.how else "")) for one in findings]
+            for x, findings in tries.items()
+        ]
+        return self.outcome(
+            variant, list(map(Finding.first, zip(*named, strict=True))), curve=curve, axis=axis, note=note
+        )
 
     def split(self, values: Sequence[_T]) -> tuple[list[_T], list[list[_T]]]:
         """Values in the order of `all`: those of the facts, and those of each fact's controls."""

@@ -73,9 +73,11 @@ def sample(
     length: int,
     *,
     generator: torch.Generator,
-    top_k: int = 5,
+    top_k: int | None = 5,
 ) -> list[list[int]]:
-    """Token ids that continue each row until it has `length` tokens, top-k sampled, all rows in one batch.
+    """Token ids that continue each row until it has `length` tokens, sampled, all rows in one batch.
+
+    Each is drawn at temperature 1 from the `top_k` most probable ones, or from all where that is None.
 
     The draw is made on the CPU in float32, so that a seed gives the same choice of ranks on every device.
 
@@ -94,7 +96,7 @@ def sample(
     while short := [i for i, row in enumerate(grown) if len(row) < length]:
         output = model(**inputs, attention_mask=mask, use_cache=True)
         last = output.logits[every, at][short].float().cpu()
-        top = last.softmax(-1).topk(top_k)
+        top = last.softmax(-1).topk(last.shape[1] if top_k is None else top_k)
         drawn = torch.multinomial(top.values, 1, generator=generator)
         for i, token in zip(short, top.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
             grown[i].append(token)
@@ -110,12 +112,18 @@ def sample(
     return grown
 
 
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """What ends a text: the end tokens of the model's own generation settings, and the tokenizer's."""
+    own = model.generation_config
+    ends = own.eos_token_id if own is not None and own.eos_token_id is not None else []
+    return {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+
+
 @contextmanager
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, filler: int) -> Iterator[set[int]]:
     """Greedy settings in place of the model's own, which `generate` would otherwise mix in; gives the end tokens."""
     own = model.generation_config
-    ends = own.eos_token_id if own is not None and own.eos_token_id is not None else []
-    stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    stops = end_tokens(model, tokenizer)
     model.generation_config = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=tokens, pad_token_id=filler, eos_token_id=sorted(stops) or None
     )
