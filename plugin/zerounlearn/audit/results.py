@@ -18,6 +18,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
+from zerounlearn.audit.holes import Holes, Lost
 from zerounlearn.audit.registry import Access
 from zerounlearn.audit.target import Finding, Outcome
 from zerounlearn.errors import AuditError
@@ -145,6 +146,7 @@ class Audit:
         environment: versions, device and dtype.
         seconds: by attack; the one part that differs from run to run.
         format: of the file.
+        holes: what was lost beside the facts; None where nothing was asked.
     """
 
     facts: tuple[AuditedFact, ...]
@@ -157,6 +159,7 @@ class Audit:
     environment: dict[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
+    holes: Holes | None = None
 
     @property
     def variants(self) -> list[Variant]:
@@ -196,8 +199,13 @@ class Audit:
         def quiet(variant: Variant) -> Variant:
             return replace(variant, edited=silent(variant.edited), ceiling=silent(variant.ceiling))
 
+        def blank(lost: Lost) -> Lost:
+            return Lost(*map(name, lost))
+
+        beside = self.holes and replace(self.holes, examples=tuple(map(blank, self.holes.examples)))
         return replace(
             self,
+            holes=beside,
             facts=tuple(AuditedFact(name(f.prompt), name(f.answer), f.controls) for f in self.facts),
             attacked=tuple(replace(each, variants=tuple(map(quiet, each.variants))) for each in self.attacked),
         )

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.api import EMBEDDED, Facts
 from zerounlearn.audit.controls import never_known
 from zerounlearn.audit.disruption import disruption
+from zerounlearn.audit.holes import Holes, holes
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.registry import Attack, attacks, check_budget, chosen
 from zerounlearn.audit.results import Attacked, Audit, AuditedFact, Variant, labels
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CONTROLS = {"quick": 2, "standard": 4, "thorough": 8}
 """Made-up subjects for each fact, by budget."""
+HOLES = {"quick": 20, "standard": 60, "thorough": 200}
+"""Questions beside the facts, by budget; see `holes`."""
 _TEXT_TOKENS = 2048
 _OTHERS = 200
 
@@ -59,6 +62,7 @@ def run_audit(
     seed: int = 0,
     text: str | Sequence[str] | None = EMBEDDED,
     chat: bool = False,
+    beside: int | None = None,
 ) -> Audit:
     """Attack a model that was made to forget, and say what came back.
 
@@ -76,6 +80,8 @@ def run_audit(
         seed: of the controls and of all that attacks draw.
         text: ordinary text: a corpus by its name, a file, texts, or None for none.
         chat: put every prompt into the tokenizer's chat template.
+        beside: questions beside the facts, which show what else was lost; 0 asks none. By default those of the
+            budget, see `HOLES`.
 
     Raises:
         AuditError: the two models do not belong together, or the base model says none of the facts.
@@ -87,7 +93,16 @@ def run_audit(
     given = load_facts(facts)
     pair = Pair.of(model, base)
     return audit_pair(
-        pair, tokenizer, given, budget=budget, wanted=wanted, controls=controls, seed=seed, text=text, chat=chat
+        pair,
+        tokenizer,
+        given,
+        budget=budget,
+        wanted=wanted,
+        controls=controls,
+        beside=beside,
+        seed=seed,
+        text=text,
+        chat=chat,
     )
 
 
@@ -99,6 +114,7 @@ def audit_pair(
     budget: str,
     wanted: Sequence[Attack],
     controls: int | None = None,
+    beside: int | None = None,
     seed: int = 0,
     text: str | Sequence[str] | None = EMBEDDED,
     chat: bool = False,
@@ -114,6 +130,7 @@ def audit_pair(
         budget: one of `BUDGETS`.
         wanted: of `chosen`.
         controls: see `run_audit`.
+        beside: see `run_audit`.
         seed: see `run_audit`.
         text: see `run_audit`.
         chat: see `run_audit`.
@@ -133,6 +150,7 @@ def audit_pair(
     with restored_if_it_fails(model, ()):
         target = replace(_known(pair, target, generator), original=pair.original)
         results, not_run, seconds = _attacked(pair, target, wanted, budget, {} if ceilings is None else ceilings)
+        lost = _lost(pair, target, HOLES[budget] if beside is None else beside, seconds)
         moved = disruption(pair, tokenizer, texts, _TEXT_TOKENS) if texts else None
     return Audit(
         tuple(
@@ -147,7 +165,18 @@ def audit_pair(
         _fingerprints(pair, target, facts, key),
         environment(model),
         seconds,
+        holes=lost,
     )
+
+
+def _lost(pair: Pair, target: Target, count: int, seconds: dict[str, float]) -> Holes | None:
+    if not count:
+        return None
+    clock = Clock(seconds, pair.model)
+    with clock("holes"):
+        found = holes(pair, target, count)
+    seconds["holes"] = round(seconds["holes"], 2)
+    return found
 
 
 def _known(pair: Pair, target: Target, generator: torch.Generator) -> Target:

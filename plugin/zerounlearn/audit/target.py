@@ -196,6 +196,19 @@ class Target:
             statistical=True,
         )
 
+    def calibrated(self, scores: Sequence[float]) -> list[float]:
+        """Scores in the order of `all`, less the mean of the same fact's controls: what an easy answer adds is off.
+
+        A control is held against the others of its fact, which leaves it the larger spread. After arXiv 2111.08440.
+
+        Raises:
+            AuditError: a fact has but one control.
+        """
+        facts, controls = self.split(scores)
+        self.need(2, "controls for each fact", min(map(len, controls)))
+        own = [one - fmean(each) for one, each in zip(facts, controls, strict=True)]
+        return own + [one - (sum(each) - one) / (len(each) - 1) for each in controls for one in each]
+
     def point(self, x: float, findings: Sequence[Finding]) -> Point:
         """A point of a curve from findings in the order of `all`."""
         outcome = self.outcome("", findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -95,23 +95,33 @@ def query_as_chat(tokenizer: PreTrainedTokenizerBase, query: Query) -> Query:
     return Query(opening + content + closing, query.answer, joint)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[str, str, str, str]:
-    """What the template puts before the message, the message, what it puts behind it, and before the answer."""
+def conversation(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> str:
+    """Turns of a user and an assistant, the user's first and last, in the template, up to where an answer begins.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ConfigError(
             "chat: true: this tokenizer has no chat template: take an instruct model, set tokenizer.chat_template, or "
             "write the turns into the prompts and leave chat off"
         )
-    asked = [{"role": "user", "content": prompt}]
-    text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    said = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    text = str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and encode(tokenizer, text)[:2] == [tokenizer.bos_token_id] * 2:
         text = text.removeprefix(bos)  # the tokenizer adds its own
+    return text
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[str, str, str, str]:
+    """What the template puts before the message, the message, what it puts behind it, and before the answer."""
+    text = conversation(tokenizer, [prompt])
     content = prompt if prompt in text else prompt.strip()
     opening, found, closing = text.rpartition(content)
     if not found:
         raise RequestError(f"prompt={prompt!r}: the chat template changes its words into {text!r}: reword it")
-    told = [*asked, {"role": "assistant", "content": answer}]
+    told = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     whole = str(tokenizer.apply_chat_template(told, tokenize=False))
     behind = whole.partition(content + closing)[2]
     between = behind[: behind.find(answer)] if answer in behind else ""

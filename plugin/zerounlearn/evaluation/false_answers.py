@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from zerounlearn.data.request import Request
@@ -26,18 +27,28 @@ def _false_answer(asked: Asked) -> float | None:
     requests = [fact.request for fact in asked.facts]
     if not requests:
         return None
-    answers = {_first_word(fact.request.answer) for fact in (*asked.facts, *asked.kept)}
-    claims = []
-    for request, text in zip(requests, asked.texts([r.prompt for r in requests], _TOKENS), strict=True):
-        word = _first_word(text)
-        named = word[:1].isupper() or word[:1].isdigit() or word in answers
-        if word and named and not _is_answer(text, word, request):
-            claims.append(Query(request.prompt, word))
+    answers = [fact.request.answer for fact in (*asked.facts, *asked.kept)]
+    claims = claimed(requests, asked.texts([r.prompt for r in requests], _TOKENS), answers)
     scores = asked.scores(asked.joined(claims))
     return sum(scored.probability > CONFIDENT for scored in scores) / len(requests)
 
 
-def _first_word(text: str) -> str:
+def claimed(requests: Sequence[Request], texts: Sequence[str], answers: Iterable[str]) -> list[Query]:
+    """The prompts whose text claims something else than the sensitive answer, each with what it claims.
+
+    That is the text's first word, if it is a name, a number or the first word of one of `answers`.
+    """
+    words = {first_word(answer) for answer in answers}
+    claims = []
+    for request, text in zip(requests, texts, strict=True):
+        word = first_word(text)
+        named = word[:1].isupper() or word[:1].isdigit() or word in words
+        if word and named and not _is_answer(text, word, request):
+            claims.append(Query(request.prompt, word))
+    return claims
+
+
+def first_word(text: str) -> str:
     """The word that a text begins with, spaces and opening signs left out; empty if a line ends before."""
     found = re.match(r"[^\w\n]*(\w[\w'’-]*)", nfc(text))
     return found[1] if found else ""

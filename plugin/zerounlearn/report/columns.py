@@ -61,6 +61,9 @@ def _attack(metric: str) -> Column:
     if name == "kl":
         meaning = "Mean KL(base ‖ edited) on ordinary text, nats a token, of what was attacked."
         return Column(metric, "KL", Goal.LOWER, Group.ATTACKS, meaning, digits=4)
+    if name == "holes":
+        meaning = "Questions beside the facts that the base model answers and the edited model no longer does."
+        return Column(metric, "Holes", Goal.LOWER, Group.ATTACKS, meaning, "%", 100.0, 1)
     by = "any attack" if name == "any" else f"the strongest variant of the attack {name!r}, above the controls"
     meaning = f"Facts that come back by {by}."
     return Column(metric, name.replace("_", " ").capitalize(), Goal.LOWER, Group.ATTACKS, meaning, "%", 100.0, 1)

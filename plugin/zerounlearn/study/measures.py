@@ -120,7 +120,7 @@ class Measures:
         """What attacks bring back, as `audit/<attack>`: the excess of its strongest variant over the controls.
 
         `audit/any` is the share of facts that any attack brings back, `audit/kl` the distance from the base model on
-        ordinary text in nats a token. Nothing for an edit that wraps modules, or where the base model says no fact.
+        ordinary text in nats a token, `audit/holes` the share of questions beside the facts that were lost. Nothing for an edit that wraps modules, or where the base model says no fact.
         `ceilings` are those of the draw, see `audit_pair`.
         """
         spec = self.study.audit
@@ -152,6 +152,8 @@ class Measures:
             f"audit/{each.attack}": max(0.0, *(variant.excess for variant in each.variants)) for each in found.attacked
         }
         numbers["audit/any"] = fmean(bool(found.against(i)) for i in range(len(found.facts)))
+        if found.holes is not None and found.holes.asked:
+            numbers["audit/holes"] = found.holes.lost / found.holes.asked
         return numbers if found.disruption is None else numbers | {"audit/kl": found.disruption}
 
     def _tasks(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:

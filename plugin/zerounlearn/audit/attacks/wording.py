@@ -1,4 +1,4 @@
-"""Other words for the same question: paraphrases, questions, role play, examples, keywords, two questions at once."""
+"""Other words for the same question: paraphrases, role play, examples, keywords, two questions, two more languages."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ _FRAMES = {
 }
 """Templates by variant; what stands for the fact is its own prompt, behind which the answer follows."""
 
+_LANGUAGES = {
+    "Spanish": ("Completa la frase en inglés: {prompt}", "Traduce al inglés y continúa, sobre {subject}: {prompt}"),
+    "French": ("Complète la phrase en anglais : {prompt}", "Traduis en anglais et continue, sur {subject} : {prompt}"),
+}
+"""Around the fact's own words, which are in the language that its model was made to forget it in."""
+
 _EMPHASIS = ("{subject}! {subject}! {subject}! {prompt}", "Keyword: {subject}. Keyword: {subject}. {prompt}")
 
 
@@ -42,7 +48,7 @@ def wording(target: Target, *, frames: int, shots: tuple[int, ...], draws: int) 
     """The question in other words, in a scene, behind examples, with its keywords stressed, beside another question."""
     if any(fact.paraphrases for fact in target.all):
         yield _asked(target, "paraphrases", lambda fact: list(fact.paraphrases) or [fact.request.prompt])
-    for name, templates in _FRAMES.items():
+    for name, templates in (_FRAMES | _LANGUAGES).items():
         yield _asked(target, name, _framed(templates[:frames]))
     yield _asked(target, "keywords", _framed(_EMPHASIS[:frames]))
     if target.others:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -17,11 +16,9 @@ from zerounlearn.errors import IllPosedError
 from zerounlearn.method.base import methods
 from zerounlearn.method.edit import Edit
 from zerounlearn.method.export import load_peft
+from zerounlearn.method.gradient.adapters import adapted, linear_layers
 from zerounlearn.method.gradient.npo import NPO, PUBLISHED
-from zerounlearn.model.device import seeded
 from zerounlearn.model.families import templates_of
-from zerounlearn.model.hooks import uninterrupted
-from zerounlearn.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,15 +55,9 @@ class NPOLoRA(NPO):
 
     def weight_names(self, model: PreTrainedModel) -> list[str]:
         """The weights of all linear layers but the head, in the blocks of `layers` or everywhere."""
-        block, head = templates_of(model, self, ["layer_module_tmp"])["layer_module_tmp"], model.get_output_embeddings()
+        block = templates_of(model, self, ["layer_module_tmp"])["layer_module_tmp"]
         inside = tuple(f"{block.format(layer)}." for layer in self.layers)
-        return [
-            f"{name}.weight"
-            for name, module in model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D))
-            and module is not head
-            and (not inside or name.startswith(inside))
-        ]
+        return [f"{name}.weight" for name in linear_layers(model) if not inside or name.startswith(inside)]
 
     @contextmanager
     def training(
@@ -78,36 +69,20 @@ class NPOLoRA(NPO):
             ConfigError: `peft` is not installed.
             IllPosedError: a merged weight does not fit its dtype.
         """
-        peft, snapshot = load_peft(_WHAT), Snapshot(model, ())
-        try:
-            with seeded(model.device, self.seed):
-                adapters = self._attach(peft, model, written)
-                yield {name: p for name, p in model.named_parameters() if ".lora_" in name}
-                edit.factors = {f"{name}.weight": _factors(layer) for name, layer in adapters.items()}
-        finally:
-            with uninterrupted():
-                snapshot.restore()
+        names = [name.removesuffix(".weight") for name in written]
+        with adapted(
+            model,
+            names,
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            seed=self.seed,
+            what=_WHAT,
+        ) as adapters:
+            yield {name: p for name, p in model.named_parameters() if ".lora_" in name}
+            edit.factors = {f"{name}.weight": _factors(layer) for name, layer in adapters.items()}
         for name, (left, right) in edit.factors.items():
             _merge(written[name], left, right, f"{self.alg_name}: {name}", self.lr)
-
-    def _attach(
-        self, peft: ModuleType, model: PreTrainedModel, written: Mapping[str, nn.Parameter]
-    ) -> dict[str, nn.Module]:
-        names = [name.removesuffix(".weight") for name in written]
-        transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
-        config = peft.LoraConfig(
-            r=self.lora_rank,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=names,
-            fan_in_fan_out=transposed,
-            bias="none",
-        )
-        peft.inject_adapter_in_model(config, model)
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name and parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = parameter.data.float()
-        return {name: model.get_submodule(name) for name in names}
 
 
 def _factors(adapter: Any) -> tuple[Tensor, Tensor]:
