@@ -169,8 +169,8 @@ def _statements(audit: Audit, grade: str) -> Iterator[str]:
         yield f"Not tested at all, and so no better grade than {grade}: {', '.join(missing)}."
     if audit.holes is not None and audit.holes.asked:
         yield (
-            f"Of {audit.holes.asked} questions beside the facts that the base model answers, the edited model no longer "
-            f"answers {audit.holes.lost}."
+            f"Of {audit.holes.asked} questions beside the facts that the base model answers, the edited model no "
+            f"longer answers {audit.holes.lost}."
         )
     if audit.disruption is not None:
         yield f"On ordinary text the edited model is {audit.disruption:.2g} nats a token from the base model."

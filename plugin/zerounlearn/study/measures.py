@@ -120,8 +120,9 @@ class Measures:
         """What attacks bring back, as `audit/<attack>`: the excess of its strongest variant over the controls.
 
         `audit/any` is the share of facts that any attack brings back, `audit/kl` the distance from the base model on
-        ordinary text in nats a token, `audit/holes` the share of questions beside the facts that were lost. Nothing for an edit that wraps modules, or where the base model says no fact.
-        `ceilings` are those of the draw, see `audit_pair`.
+        ordinary text in nats a token, `audit/holes` the share of questions beside the facts that were lost. Nothing for
+        an edit that wraps modules, or where the base model says no fact. `ceilings` are those of the draw, see
+        `audit_pair`.
         """
         spec = self.study.audit
         if spec is None or edit.undo is not None:
