@@ -31,7 +31,11 @@ def _rows(kind: str) -> list[tuple[str, str, str]]:
 
     if kind == "presets":
         return [
-            (f"{entry.name} preset={preset}", ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults", "")
+            (
+                f"{entry.name} preset={preset}",
+                ", ".join(f"{k}={'auto' if v is None else v}" for k, v in values.items()) or "the defaults",
+                "",
+            )
             for entry in zu.methods.entries()
             for preset, values in getattr(entry.target, "PRESETS", {}).items()
         ]
