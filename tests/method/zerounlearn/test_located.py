@@ -124,13 +124,18 @@ def test_the_rate_is_a_share_of_the_size_of_the_states(place: str, share: float,
     assert edit.hparams["layers"] == [1, 2]
 
 
-def test_a_later_norm_makes_it_a_share_of_what_the_layer_writes(small_tokenizer: Any) -> None:
+def test_a_later_norm_makes_it_a_share_of_what_each_layer_writes(
+    small_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny("gemma2", len(small_tokenizer))
-    run = hparams_for([1], v_lr="auto", n_contexts=0, mom2_adjustment=False)
+    run = hparams_for([1, 2], v_lr="auto", n_contexts=0, mom2_adjustment=False)
     size = state_size(layout_of(model, run), small_tokenizer, REQUESTS, run.fact_token, 1, written=True)
-    edit = unlearn(model, small_tokenizer, REQUESTS, run, None)
-    share = run.clamp_norm_factor / run.v_num_grad_steps
-    assert edit.hparams["v_lr"] == pytest.approx(share * size, rel=6e-3)
+    with caplog.at_level(logging.INFO):
+        edit = unlearn(model, small_tokenizer, REQUESTS, run, None)
+    rates = [record.args for record in caplog.records if record.msg.startswith("v_lr=")]
+    assert [layer for *_, layer in rates] == [1, 2]
+    assert rates[0][0] == pytest.approx(run.clamp_norm_factor / run.v_num_grad_steps * size, rel=6e-3)
+    assert edit.hparams["v_lr"] is None
 
 
 @pytest.mark.parametrize(("preset", "layers"), [("paper", (17, 20)), ("specific", (23, 28)), ("specific-1", (15, 20))])

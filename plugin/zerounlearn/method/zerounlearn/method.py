@@ -271,7 +271,8 @@ class _Run:
         at = layer if self.written else hparams.layers[-1]
         size = state_size(self.layout, self.tokenizer, self.requests, hparams.fact_token, at, written=self.written)
         rate = float(f"{share * size:.3g}")
-        self.edit.hparams["v_lr"] = rate
+        if not (self.written or self.edit.hparams["sites"]):  # those have a rate a layer, or a site
+            self.edit.hparams["v_lr"] = rate
         log.info("v_lr=%g: states of size %.3g at layer %d", rate, size, at)
         return hparams.replace(v_lr=rate)
 
