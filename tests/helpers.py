@@ -9,6 +9,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -87,11 +88,13 @@ def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype
     return model.to(dtype).eval()
 
 
-def memorised(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], steps: int = 200) -> PreTrainedModel:
-    """A small decoder that has been trained until it says each text by heart."""
+def memorised(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], steps: int = 200, config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
+    """A small decoder, a llama unless said, that has been trained until it says each text by heart."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = LlamaConfig(
+        config = config or LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
         )  # fmt: skip

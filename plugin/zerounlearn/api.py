@@ -109,8 +109,8 @@ def unlearn(
         ZeroUnlearnError: before any weight is changed, or with the weights as they were, bit for bit.
     """
     check_model(model)
-    run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
+    run = _method(method).located(model, tokenizer)
     asked = {query[0] for query in Probes.of(chosen).items()} | set(held_out)
     with restored_if_it_fails(model, ()):  # the weights are the method's
         requests = _requests(model, tokenizer, chosen)
@@ -185,8 +185,8 @@ def unlearn_and_report(
         ZeroUnlearnError: with the weights as they were, bit for bit; so for any other exception, KeyboardInterrupt too.
     """
     check_model(model)
-    run = _method(method)
     chosen = _chosen(model, tokenizer, facts, chat=chat)
+    run = _method(method).located(model, tokenizer)
     unrelated, texts, wanted = list(unrelated), _texts(text), requirements(require)
     clock = Clock({}, model, told=0.0)
     joints: dict[Query, Query] = {}

@@ -53,6 +53,8 @@ def _not_bool(value: Any) -> Any:
 
 Flag = Annotated[bool, Strict()]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Unsaid = BeforeValidator(lambda value: None if value == "auto" else value)
+"""Of a field that may be None: 'auto' says so in words."""
 Whole = Annotated[int, BeforeValidator(_not_bool), Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -146,10 +148,15 @@ class Settings:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
+    @property
+    def explicit(self) -> frozenset[str]:
+        """The fields that were set, be it to their defaults, and not by a preset."""
+        found: frozenset[str] = self._explicit  # type: ignore[attr-defined]
+        return found
+
     def replace(self, **changes: Any) -> Self:
         """A copy with changes, in which a new `preset` counts for all that was not set explicitly."""
-        explicit: frozenset[str] = self._explicit  # type: ignore[attr-defined]
-        return type(self)(**{name: getattr(self, name) for name in explicit} | changes)
+        return type(self)(**{name: getattr(self, name) for name in self.explicit} | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON and YAML."""

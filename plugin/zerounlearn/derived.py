@@ -136,7 +136,7 @@ def replay(
             raise ConfigError("a method and a retain set are for solving again, which takes the facts: pass them too")
         return Replay(reapply(edit, model), RE_APPLY, (Way(RE_APPLY),), rows)
     chosen = load_facts(facts)
-    own, names = _own_run(edit, model, method)
+    own, names = _own_run(edit, model, tokenizer, method)
     measure = partial(evaluate, model, tokenizer, chosen, text=text, chat=chat, joints={})
     with restored_if_it_fails(model, list(dict.fromkeys([*edit.names, *names]))):
         before = measure()
@@ -176,7 +176,10 @@ def _better(
 
 
 def _own_run(
-    edit: Edit, model: PreTrainedModel, method: UnlearningMethod | str | Path | None
+    edit: Edit,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    method: UnlearningMethod | str | Path | None,
 ) -> tuple[UnlearningMethod | ZeroUnlearnError, list[str]]:
     """The run that solves again, and the weights that it writes to; where the edit does not tell it, the reason.
 
@@ -187,6 +190,7 @@ def _own_run(
         given = load_method(method) if isinstance(method, (str, Path)) else method
         if given.wraps_modules:
             raise ConfigError(f"alg_name={given.alg_name!r} wraps modules, which no checkpoint can hold: name another")
+        given = given.located(model, tokenizer)
         return given, given.weight_names(model)
     try:
         kind = methods[edit.method]

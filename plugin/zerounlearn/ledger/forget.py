@@ -121,6 +121,7 @@ def forget_pending(
         facts = facts_to_forget(ledger)
         _check_method(method)
         check_output(output)
+        method = method.located(model, tokenizer)
         before = weights_hash(model)
         check_model_follows(ledger.books(), before, other_model=other_model)
         earlier = ledger.kept(*DONE)

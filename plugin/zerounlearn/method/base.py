@@ -85,6 +85,10 @@ class UnlearningMethod(ABC):
         if given:
             raise ConfigError(f"{self.alg_name} has no retain term, so a retain set would change nothing: drop it")
 
+    def located(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """The run with all that it leaves to be found on the model; by default there is nothing of that kind."""
+        return self
+
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Have on disk what many runs share; by default there is nothing."""
 

@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import BeforeValidator, ConfigDict, Field, with_config
 from typing_extensions import NotRequired, Self, TypedDict
 
-from zerounlearn.config import Flag, Number, Settings, Whole, option, settings
+from zerounlearn.config import Flag, Number, Settings, Unsaid, Whole, option, settings
 from zerounlearn.core.nullspace import Rule
 from zerounlearn.data.corpora import check_corpus, open_corpus
 from zerounlearn.data.request import Request
@@ -61,7 +61,9 @@ class VectorConfig(Settings):
         False, "Find V_u at the block's output, as the published `--use_h` does, instead of the down projection's."
     )
     v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u.", ge=1)
-    v_lr: Number = option(0.1, "Adam's learning rate, in units of the hidden state.", gt=0)
+    v_lr: Annotated[Number | None, Unsaid] = option(
+        0.1, "Adam's learning rate, in units of the hidden state; 'auto' measures those (docs/method.md).", gt=0
+    )
     v_loss_layer: Whole | None = option(
         None, "Layer whose output the target's loss is read from; the last by default.", ge=0
     )
@@ -141,6 +143,9 @@ class DescentConfig(Settings):
         return 1.0
 
 
+_FOUND = BeforeValidator(lambda value: [] if value == "auto" else value)
+
+
 @with_config(ConfigDict(extra="forbid"))
 class Site(TypedDict):
     """Consecutive layers that are edited together; what is left out is as the run has it."""
@@ -154,6 +159,9 @@ class Site(TypedDict):
 class LocatedEdit(Method, StatisticsConfig, VectorConfig):
     """What the closed form and the gradient variant share: both edit consecutive layers where the fact is looked up."""
 
+    layers: Annotated[list[Whole], _FOUND] = option(
+        [], "Layers to edit, counted from 0; left out, or 'auto', they are found on the model (docs/method.md)."
+    )
     retain_set: str = option("none", "Facts to keep: 'none', 'auto' (others like those to forget), or a file of facts.")
     add_retain: Flag = option(
         False, "Put the retain set's statements among the texts that C is sampled from, as `--add_retain` does."
@@ -187,7 +195,7 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
     def validate(self) -> None:
         """As for all methods; layers, targets and retain set."""
         super().validate()
-        for site in self.sites or [Site(layers=self.layers)]:
+        for site in self.sites or ([Site(layers=self.layers)] if self.layers else []):
             _check_layers(site["layers"])
         whole = sorted({layer for site in self.sites for layer in site["layers"]})
         if self.sites and self.layers != whole:
@@ -205,14 +213,24 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         """The run at each of its sites, in their order; one without `sites` is its own."""
         return [self.replace(**site, sites=[]) for site in self.sites] or [self]
 
+    def located(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """With its layers, found on the model where the configuration leaves them open."""
+        from zerounlearn.method.zerounlearn.located import located
+
+        return located(self, model, tokenizer)
+
     def check(self, skeleton: PreTrainedModel) -> None:
-        """Check templates, layers, corpus and retain set on a model without weights.
+        """Check templates, layers, corpus and retain set on a model without weights; without layers, in all of them.
 
         Raises:
             ZeroUnlearnError: something does not fit.
         """
         from zerounlearn.method.zerounlearn.method import find_layout
 
+        if not self.layers:
+            depth = int(skeleton.config.get_text_config().num_hidden_layers)
+            self.replace(layers=list(range(depth)), v_loss_layer=None).check(skeleton)
+            return
         check_retain_set(self.retain_set)
         if self.mom2_adjustment:
             check_corpus(self.mom2_dataset)
@@ -254,7 +272,8 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         from zerounlearn.statistics.collect import second_moments
 
         if self.mom2_adjustment and not self.add_retain:
-            second_moments(layout_of(model, self), tokenizer, self, open_corpus(self.mom2_dataset))
+            run = self.located(model, tokenizer)
+            second_moments(layout_of(model, run), tokenizer, run, open_corpus(run.mom2_dataset))
 
     def retained(
         self,
@@ -300,8 +319,9 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         corpus = open_corpus(self.mom2_dataset) if self.mom2_adjustment else None
         if retain is None:
             retain = retain_set(model, tokenizer, list(requests), self.retain_set, held_out=held_out, seed=self.seed)
-        with restored_if_it_fails(model, self.weight_names(model)):
-            return unlearn(model, tokenizer, requests, self, corpus, retain=retain)
+        run = self.located(model, tokenizer)
+        with restored_if_it_fails(model, run.weight_names(model)):
+            return unlearn(model, tokenizer, requests, run, corpus, retain=retain)
 
 
 def _check_layers(layers: Sequence[int]) -> None:
@@ -322,6 +342,7 @@ _SPARING: Mapping[str, Any] = {
     "retain_KKT_lam": 750.0,
     "forget_KKT_lam": 500.0,
     "regularization_lam": 60.0,
+    "v_lr": None,
 }
 """What the presets that spare what is near have in common."""
 

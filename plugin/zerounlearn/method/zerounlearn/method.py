@@ -40,7 +40,8 @@ from zerounlearn.model.fingerprint import tensor_digest
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage, Trace, lineage_kept
-from zerounlearn.model.tokens import check_ids, continuation, encode
+from zerounlearn.model.tape import record
+from zerounlearn.model.tokens import FactToken, check_ids, continuation, encode, filler_id, locate, pad
 from zerounlearn.model.traces import Traces
 from zerounlearn.statistics.collect import second_moments
 
@@ -246,6 +247,7 @@ class _Run:
 
     def _vectors(self, prefixes: list[str], hparams: Any) -> Vectors:
         """z* and, for `sensitive_from: original`, V_u of every layer."""
+        hparams = self._at_rate(hparams, hparams.layers[0])
         problems = self._wanted(hparams.layers[0], hparams)
         if hparams.sensitive_from == "original" and hparams.needs_sensitive:
             problems += _sensitive_problems(self.tokenizer, self.requests, hparams.layers, hparams)
@@ -256,6 +258,23 @@ class _Run:
             losses["sensitive"] = [float(found.initial[n:].mean()), float(found.final[n:].mean())]
         parts = found.vectors[n:].split(n) if len(problems) > n else []
         return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), prefixes)
+
+    def _at_rate(self, hparams: Any, layer: int) -> Any:
+        """With a number for `v_lr`: in its steps z* can go as far as the clamp allows, or 0.4 times as far.
+
+        At the prompt's last token, where little lies between the state and what is said, smaller steps do; both were
+        chosen on SmolLM2. Where z* is found at what `layer` writes, that is measured and not the hidden state.
+        """
+        if hparams.v_lr is not None:
+            return hparams
+        share = hparams.clamp_norm_factor / hparams.v_num_grad_steps * (0.4 if hparams.fact_token == "last" else 1.0)
+        at = layer if self.written else hparams.layers[-1]
+        size = state_size(self.layout, self.tokenizer, self.requests, hparams.fact_token, at, written=self.written)
+        rate = float(f"{share * size:.3g}")
+        if not (self.written or self.edit.hparams["sites"]):  # those have a rate a layer, or a site
+            self.edit.hparams["v_lr"] = rate
+        log.info("v_lr=%g: states of size %.3g at layer %d", rate, size, at)
+        return hparams.replace(v_lr=rate)
 
     def _wanted(self, layer: int, hparams: Any) -> list[Problem]:
         """What z* solves: at the last edited layer's output, or at what `layer` writes."""
@@ -268,6 +287,7 @@ class _Run:
         z = vectors.z
         if layer != hparams.layers[0]:
             with self.clock("vectors"):
+                hparams = self._at_rate(hparams, layer)
                 wanted, name = self._wanted(layer, hparams), f"z* of layer {layer}"
                 found = optimise(self.layout, self.tokenizer, wanted, vectors.prefixes, hparams, progress=name)
             z = found.vectors
@@ -285,7 +305,8 @@ class _Run:
         for i, layer in enumerate(tqdm(hparams.layers, desc="layers", disable=None)):
             with self.clock("vectors"):
                 if layer not in V and hparams.needs_sensitive:
-                    found = _sensitive(self.layout, self.tokenizer, self.requests, [layer], vectors.prefixes, hparams)
+                    run = self._at_rate(hparams, layer)
+                    found = _sensitive(self.layout, self.tokenizer, self.requests, [layer], vectors.prefixes, run)
                     V[layer] = found.vectors
             if self.written or not i:
                 target = self._target(walk, layer, vectors, hparams)
@@ -359,6 +380,29 @@ class _Run:
         """Of outputs V_u (n, d) of a down projection what its weight writes; its bias no input changes."""
         bias = None if hparams.use_h else self.layout.bias(layer)
         return V if bias is None else V - bias.to(V)
+
+
+def state_size(
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    fact_token: FactToken,
+    layer: int,
+    *,
+    written: bool,
+) -> float:
+    """Root mean square of an entry of a block's output, or of what its down projection writes; a mean over prompts.
+
+    Raises:
+        RequestError: a subject is not found in its prompt.
+    """
+    found = [locate(tokenizer, r.prompt, *r.subject_span, fact_token) for r in requests]
+    found.sort(key=lambda one: -len(one[0]))
+    ids, mask = pad([row for row, _ in found], filler_id(tokenizer, layout.model), layout.device)
+    tape = record(layout, ids, mask, replayed=(), outputs=[layer], written=[layer])
+    states = (tape.written if written else tape.outputs)[layer]
+    at = states[torch.arange(len(found)), torch.tensor([position for _, position in found])]
+    return float(at.float().square().mean(1).sqrt().mean())
 
 
 def _corpus(corpus: Corpus | None, retain: Sequence[Request], hparams: Any) -> Corpus | None:

@@ -266,6 +266,7 @@ def _optimise_chunk(
     hparams: LocatedEdit,
     bar: Any,
 ) -> Solution:
+    assert hparams.v_lr is not None, "a run measures it"
     search = _Search(layout, tokenizer, problems, prefixes, hparams)
     optimiser = torch.optim.Adam([search.delta], lr=hparams.v_lr)
     initial = torch.zeros_like(search.origin[:, 0])
