@@ -382,7 +382,8 @@ def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
         IllPosedError: with what was measured and the way out.
     """
     latest, first, now = layers[-1], layers[0].distance, float(gap.norm(dim=1).mean())
-    if not (now <= _MOST_GROWTH * first and latest.relative_change <= _MOST_CHANGE):
+    strays = first != 0 and not now <= _MOST_GROWTH * first  # where z* is what is there already, any way leads off it
+    if strays or not latest.relative_change <= _MOST_CHANGE:
         raise IllPosedError(
             f"layer {latest.layer}: the edit moves away from its target (mean distance {first:.3g} before the first "
             f"layer, {now:.3g} now; the weight changed by {latest.relative_change:.3g} times its norm): edit other "
