@@ -53,7 +53,7 @@ def run(n: int, found: int) -> dict[str, object]:
     folder = fetch_smollm2(ROOT / "models" / "llama-smollm2-135m")
     hparams = load_method(
         ROOT / "hparams/ZeroUnlearn-GD/smollm2-135m.yaml",
-        [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}", "v_num_grad_steps=2"],
+        [f"model_name={folder}", f"stats_dir={ROOT / 'data' / 'stats'}", "reproduce=exact", "v_num_grad_steps=2"],
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

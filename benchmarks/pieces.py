@@ -65,7 +65,12 @@ class Bench:
         self.shape = costs.Shape.of(self.model.config)
 
     def hparams(self, stats_dir: str, **changes: Any) -> ZeroUnlearn:
-        fixed = {"model_name": self.folder, "stats_dir": stats_dir, "mom2_n_samples": TEXTS} | changes
+        fixed = {
+            "model_name": self.folder,
+            "stats_dir": stats_dir,
+            "mom2_n_samples": TEXTS,
+            "reproduce": "exact",
+        } | changes
         return load_method(
             ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml", [*(f"{k}={v}" for k, v in fixed.items()), *self.overrides]
         )

@@ -61,6 +61,7 @@ class Setting:
         return ZeroUnlearn(
             model_name="random-llama",
             layers=list(range(first, first + self.layers)),
+            reproduce="exact",
             v_num_grad_steps=4,
             mom2_n_samples=64,
             stats_dir=folder,

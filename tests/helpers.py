@@ -37,7 +37,8 @@ GPT2 = {
 def hparams_for(layers: list[int], **changes: object) -> ZeroUnlearn:
     """Few steps, no corpus file, everything else as published."""
     templates = families["llama"].to_dict()  # spelled out, for the reference reads them
-    return ZeroUnlearn(**(templates | {"model_name": "tiny", "layers": layers, "v_num_grad_steps": 8} | changes))
+    few = {"model_name": "tiny", "layers": layers, "reproduce": "exact", "v_num_grad_steps": 8}
+    return ZeroUnlearn(**(templates | few | changes))
 
 
 def tiny(kind: str, vocabulary: int, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> PreTrainedModel:

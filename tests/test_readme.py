@@ -96,6 +96,14 @@ def test_the_supplements_tables_are_made_of_the_results(monkeypatch: pytest.Monk
         assert {row["dataset"] for row in found} == {data.label for data in study.datasets}
 
 
+def test_the_table_of_texts_behind_c_is_what_was_measured(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    sizes = importlib.import_module("statistics_size")
+    page = sizes.PAGE.read_text(encoding="utf-8")
+    assert sizes.filled(page) == page
+    assert {f"{size.removesuffix('m')} m" for size in sizes.SIZES} <= set(page.split(" | "))
+
+
 def test_the_studies_tables_are_as_they_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = importlib.import_module("publish")

@@ -84,7 +84,7 @@ def load(folder: str, tmp_path: Path, *changes: str) -> Any:
     if folder in LOCATING:
         corpus = tmp_path / "corpus.txt"
         corpus.write_text("\n".join(SENTENCES))
-        overrides += [f"mom2_dataset={corpus}", "mom2_n_samples=60", f"stats_dir={tmp_path / 'stats'}",
+        overrides += [f"mom2_dataset={corpus}", "mom2_n_samples=10m", f"stats_dir={tmp_path / 'stats'}",
                       "layers=[2]", "v_loss_layer=3", "v_num_grad_steps=20", "v_lr=3",
                       "lm_head_module=lm_head"]  # fmt: skip
     return methods.load_framework_hparams(ROOT / f"hparams/{folder}/smollm2-135m.yaml", [*overrides, *changes])

@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
+import math
 import os
 import tracemalloc
 from pathlib import Path
@@ -30,6 +32,7 @@ from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.statistics import collect as module
 from zerounlearn.statistics.collect import auto_batch_tokens, second_moments
+from zerounlearn.statistics.config import StatisticsConfig
 from zerounlearn.statistics.files import Key, MomentFile, StoredMoments
 from zerounlearn.statistics.processes import Processes
 
@@ -127,7 +130,35 @@ def test_a_second_run_reads_the_cache(small_tokenizer, model, hp) -> None:
     assert all(torch.equal(first[layer], again[layer]) for layer in hp.layers)
 
 
-@pytest.mark.parametrize("what", ["weights", "dtype", "samples", "corpus", "length"])
+@pytest.mark.parametrize("amount", ["0.5m", "2.25m", "auto", "1000m"])
+def test_tokens_are_counted_by_the_layers_inputs(amount: str, small_tokenizer, model, hp, tmp_path: Path) -> None:
+    run = hp.replace(mom2_n_samples=amount, stats_max_length=16)
+    moments = second_moments(find_layout(model, run), small_tokenizer, run, CORPUS)
+    wanted = math.ceil(48 * float(amount.removesuffix("m"))) if amount != "auto" else 480
+    lengths = [len(small_tokenizer(text)["input_ids"][:16]) for text in TEXTS]
+    order = torch.randperm(len(TEXTS), generator=torch.Generator().manual_seed(1)).tolist()
+    ends = list(itertools.accumulate(lengths[i] for i in order))
+    texts = next((n for n, end in enumerate(ends, 1) if end >= wanted), len(TEXTS))
+    file = tmp_path / f"model/tiny_stats/model.layers.1.mlp.down_proj_float64_mom2_{wanted}-tokens.npz"
+    assert int(np.load(file)["mom2.count"]) == ends[texts - 1]
+    whole = hp.replace(mom2_n_samples=texts, stats_max_length=16, stats_dir=str(tmp_path / "texts"))
+    assert_close(moments[2], second_moments(find_layout(model, whole), small_tokenizer, whole, CORPUS)[2])
+    never = Corpus("tiny", lambda: pytest.fail("computed again"))
+    assert_close(second_moments(find_layout(model, run), small_tokenizer, run, never)[2], moments[2])
+
+
+@pytest.mark.parametrize("amount", [10, "10", 10.0])
+def test_a_number_of_texts_may_be_spelled_otherwise(amount: object) -> None:
+    assert StatisticsConfig(layers=[1], mom2_n_samples=amount).mom2_n_samples == 10
+
+
+@pytest.mark.parametrize("amount", [0, -3, True, 2.5, "m", "0m", "-1m", "1e3m", "10 m", "all", "", None, 2**63, [1]])
+def test_an_amount_of_text_that_is_none_is_refused(amount: object) -> None:
+    with pytest.raises(ConfigError, match="mom2_n_samples=.*a whole number of texts >= 1, 'auto', or tokens"):
+        StatisticsConfig(layers=[1], mom2_n_samples=amount)
+
+
+@pytest.mark.parametrize("what", ["weights", "dtype", "samples", "tokens", "corpus", "length"])
 def test_what_differs_never_hits(what: str, small_tokenizer, model, hp) -> None:
     second_moments(find_layout(model, hp), small_tokenizer, hp, CORPUS)
     asked: list[int] = []
@@ -135,6 +166,7 @@ def test_what_differs_never_hits(what: str, small_tokenizer, model, hp) -> None:
     changes = {
         "dtype": {"mom2_dtype": "float32"},
         "samples": {"mom2_n_samples": 40},
+        "tokens": {"mom2_n_samples": "1m"},
         "length": {"stats_max_length": 5},
     }
     run = dataclasses.replace(hp, **changes.get(what, {}))

@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,10 +308,12 @@ def _statistics(
     with tempfile.TemporaryDirectory() as folder:
         for edition in {name.rsplit("/")[-1], name.replace("/", "_")}:
             for file in moments.files.values():
-                place = Path(folder) / edition / f"{corpus.name}_stats" / file.key.file()
+                sought = replace(file.key, samples=file.key.number).file()
+                place = Path(folder) / edition / f"{corpus.name}_stats" / sought
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(file.path.resolve())
         hparams.stats_dir, hparams.mom2_dataset = folder, corpus.name
+        hparams.mom2_n_samples = next(iter(moments.files.values())).key.number
         yield [file.path for file in moments.files.values()]
 
 

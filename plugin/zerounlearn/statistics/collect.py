@@ -12,6 +12,7 @@ and the original may be out of reach. All layers of a run then come from the one
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from zerounlearn.model.layout import Layout
 from zerounlearn.model.lineage import Lineage
 from zerounlearn.model.memory import free_memory, good_tokens
 from zerounlearn.model.tokens import filler_id, length_sorted_batches, pad
-from zerounlearn.statistics.config import StatisticsConfig, check_statistics
+from zerounlearn.statistics.config import StatisticsConfig, check_statistics, tokens_wanted
 from zerounlearn.statistics.files import Key, MomentFile, StoredMoments, Unfinished, check_folder
 from zerounlearn.statistics.processes import Processes
 
@@ -136,12 +137,13 @@ def keys_of(
 ) -> tuple[dict[int, Key], dict[int, Key]]:
     """What C of each layer depends on: for these weights, and for those whose statistics they go on using."""
     origins = Lineage.of(layout.model).origins
+    wanted = _tokens_wanted(layout, config)
     tokens, settings = tokenizer_digest(tokenizer), config_digest(layout.model)
     own = {
         layer: Key(
             module=layout.weight_names[layer].removesuffix(".weight"),
             corpus=corpus.name,
-            samples=config.mom2_n_samples,
+            samples=config.mom2_n_samples if wanted is None else f"{wanted}-tokens",
             max_length=config.stats_max_length,
             dtype=config.mom2_dtype,
             weights=weights,
@@ -151,6 +153,11 @@ def keys_of(
         for layer, weights in fingerprints(layout, config.layers).items()
     }
     return own, {layer: replace(key, weights=origins.get(key.weights, key.weights)) for layer, key in own.items()}
+
+
+def _tokens_wanted(layout: Layout, config: StatisticsConfig) -> int | None:
+    """Tokens to take, by the widest of the layers; None where texts are counted."""
+    return tokens_wanted(config, max(layout.inputs(layer) for layer in config.layers))
 
 
 @dataclass(frozen=True)
@@ -221,15 +228,7 @@ def _collect(
     layers = list(targets)
     with processes.together():
         texts = corpus.texts()
-        generator = torch.Generator().manual_seed(1)
-        chosen = torch.randperm(len(texts), generator=generator)[: config.mom2_n_samples].tolist()
-        if len(chosen) < config.mom2_n_samples:
-            log.info(
-                "corpus %s has %d texts, fewer than mom2_n_samples=%d",
-                corpus.name,
-                len(chosen),
-                config.mom2_n_samples,
-            )
+        chosen = _chosen(layout, tokenizer, config, corpus.name, texts)
         mine = chosen[processes.index :: processes.count]
         name = Unfinished.name([targets[layer].key for layer in layers], processes.index, processes.count)
         state = Unfinished(targets[layers[0]].path.with_name(name), {i: _nothing(layout, i) for i in layers})
@@ -257,6 +256,36 @@ def _collect(
                     bar.update(len(members))
     del run, seen
     _finish(state, corpus, config, targets, processes)
+
+
+def _chosen(
+    layout: Layout, tokenizer: PreTrainedTokenizerBase, config: StatisticsConfig, name: str, texts: Sequence[str]
+) -> list[int]:
+    """Numbers of the texts that are run: the first of one fixed order, so that more of them take in all of fewer."""
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))
+    wanted = _tokens_wanted(layout, config)
+    if wanted is None:
+        chosen = order[: config.mom2_n_samples].tolist()
+        enough = len(chosen) == config.mom2_n_samples
+    else:
+        longest, chosen, tokens = _longest(layout, config), [], 0
+        for part in order.split(_CHUNK):
+            rows = tokenizer([texts[i] for i in part.tolist()], truncation=True, max_length=longest)["input_ids"]
+            ends = (torch.tensor([len(row) for row in rows]).cumsum(0) + tokens).tolist()
+            chosen += part[: 1 + bisect_left(ends, wanted)].tolist()
+            tokens = ends[-1]
+            if tokens >= wanted:
+                break
+        enough = tokens >= wanted
+    if not enough:
+        log.info("corpus %s has %d texts, fewer than mom2_n_samples=%s", name, len(chosen), config.mom2_n_samples)
+    return chosen
+
+
+def _longest(layout: Layout, config: StatisticsConfig) -> int:
+    """Tokens that a text is cut to."""
+    limit = getattr(layout.model.config, "max_position_embeddings", None) or 10**9
+    return min(config.stats_max_length, limit)
 
 
 def _finish(
@@ -304,8 +333,7 @@ class _Pass:
         self.precision = cast(torch.dtype, getattr(torch, config.mom2_dtype))
         self.filler = filler_id(tokenizer, layout.model)
         self.parts = {layer: _nothing(layout, layer) for layer in layers}
-        limit = getattr(layout.model.config, "max_position_embeddings", None) or 10**9
-        self.longest = min(config.stats_max_length, limit)
+        self.longest = _longest(layout, config)
         self.tokens = config.stats_batch_tokens or auto_batch_tokens(layout, layers, self.longest, processes=processes)
 
     def moments(self, texts: Sequence[str], seen: Mapping[int, Tensor]) -> Mapping[int, SecondMoment]:

@@ -43,7 +43,7 @@ class Key:
     Attributes:
         module: the down projection's name.
         corpus: its name, which changes with its content.
-        samples: texts asked for.
+        samples: texts asked for, or tokens, as "15360-tokens".
         max_length: tokens a text is cut to.
         dtype: of products and of the stored sums.
         weights: fingerprint of the weights that run below the module, measured.
@@ -54,13 +54,18 @@ class Key:
 
     module: str
     corpus: str
-    samples: int
+    samples: int | str
     max_length: int
     dtype: str
     weights: str
     tokenizer: str
     config: str
     version: int = 2
+
+    @property
+    def number(self) -> int:
+        """How many texts or tokens: what the file says to EasyEdit, which knows whole numbers alone."""
+        return int(str(self.samples).partition("-")[0])
 
     def file(self, *, unique: bool = False) -> str:
         """The name under which EasyEdit looks for it, or with `unique` one that is this key's alone."""
@@ -148,7 +153,7 @@ class MomentFile:
                 "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
                 "mom2.count": np.int64(moment.count),
                 "mom2.mom2": moment.total.numpy(),
-                "sample_size": np.int64(self.key.samples),
+                "sample_size": np.int64(self.key.number),
                 _OURS: json.dumps(asdict(self.key)),
             },
         )
@@ -167,9 +172,9 @@ class MomentFile:
         try:
             described = self.description()
             with opened(self.path) as arrays:
-                samples = arrays.number("sample_size") if "sample_size" in arrays.names else self.key.samples
+                samples = arrays.number("sample_size") if "sample_size" in arrays.names else self.key.number
                 ours = described == asdict(self.key) or (described is None and self.foreign)
-                if not ours or samples != self.key.samples:
+                if not ours or samples != self.key.number:
                     log.info("%s describes another run; it is left alone", self.path)
                     return None
                 moment = SecondMoment(arrays.number("mom2.count"), arrays.matrix("mom2.mom2", self.size))

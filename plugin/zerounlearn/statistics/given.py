@@ -75,7 +75,7 @@ def take_moments(
         layer = _layer_of(path, layout)
         if layer in found:
             raise StatisticsError(f"--from {str(path)!r}: layer {layer} is given twice: drop one")
-        found[layer] = _read(path, layout.inputs(layer), config)
+        found[layer] = _read(path, layout.inputs(layer), own[layer].samples)
     files = {layer: MomentFile(folder / key.file(), key, layout.inputs(layer)) for layer, key in own.items()}
     for layer in found:
         if files[layer].path.exists():
@@ -112,7 +112,7 @@ def _layer_of(path: Path, layout: Layout) -> int:
     )
 
 
-def _read(path: Path, size: int, config: StatisticsConfig) -> SecondMoment:
+def _read(path: Path, size: int, wanted: int | str) -> SecondMoment:
     if not path.is_file():
         raise StatisticsError(f"--from {str(path)!r} is no file: name the npz file of one layer")
     _refuse_projections(path)
@@ -126,9 +126,9 @@ def _read(path: Path, size: int, config: StatisticsConfig) -> SecondMoment:
         if not moment.is_finite():
             raise ValueError("it has NaN or Inf")
         check_second_moment(moment.total)
-    if samples not in (None, config.mom2_n_samples):
+    if samples not in (None, wanted):
         raise StatisticsError(
-            f"--from {str(path)!r} was taken over {samples} texts, the run asks for {config.mom2_n_samples}: set "
+            f"--from {str(path)!r} was taken over {samples} texts, the run asks for {wanted}: set "
             f"mom2_n_samples={samples}"
         )
     return moment

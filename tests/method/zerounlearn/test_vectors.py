@@ -15,7 +15,7 @@ from zerounlearn.method.zerounlearn.method import find_layout
 from zerounlearn.method.zerounlearn.vectors import Problem, optimise
 from zerounlearn.model import tape as tapes
 from zerounlearn.model.replay import Suffix
-from zerounlearn.model.tokens import continuation
+from zerounlearn.model.tokens import continuation, locate
 
 
 def problems_for(tokenizer, layers: list[int]) -> list[Problem]:
@@ -248,3 +248,91 @@ def test_an_unlikely_target_has_the_loss_that_is_said_and_becomes_unlikely(small
     assert float(found.final[0]) == pytest.approx(losses(found.vectors[0] - origin[0]), rel=1e-6)
     assert found.final[0] < 0.3 * found.initial[0]
     assert found.final[1] < found.initial[1], "a likely target in the same batch"
+
+
+def by_polyak(hp, **changes):
+    return hp.replace(reproduce="quality", **changes)
+
+
+def test_few_of_polyaks_steps_come_as_far_as_the_published_ones(small_tokenizer, monkeypatch) -> None:
+    """In a fifth of the passes, with a δ that is no longer."""
+    model = tiny("llama", len(small_tokenizer))
+    hp = hparams_for([1, 2], v_num_grad_steps=25, v_lr=0.3, clamp_norm_factor=4.0)
+    layout, problems = find_layout(model, hp), problems_for(small_tokenizer, hp.layers)
+    looked: list[int] = []
+    losses = module._Search.losses
+
+    def counted(self, **how):
+        looked.append(len(self.active) * (1 + how["slopes"]))
+        return losses(self, **how)
+
+    monkeypatch.setattr(module._Search, "losses", counted)
+    adam = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
+    passes = sum(looked)
+    looked.clear()
+    found = optimise(layout, small_tokenizer, problems, PREFIXES, by_polyak(hp), progress=None)
+    assert sum(looked) <= passes / 5
+    assert int(found.steps.max()) <= hp.v_steps
+    assert found.final.mean() < 1.1 * adam.final.mean() < found.initial.mean()
+
+
+@pytest.mark.parametrize("clamp", [0.2, 0.75])
+def test_a_step_is_as_long_as_polyaks_within_the_bound(clamp: float, small_tokenizer) -> None:
+    """One step, computed by hand from the loss and its slope."""
+    model = tiny("llama", len(small_tokenizer))
+    hp = by_polyak(hparams_for([2], clamp_norm_factor=clamp, kl_factor=0.0), v_steps=1)
+    problem = Problem(FACTS[0], (7,), 2, "block")
+    found = optimise(find_layout(model, hp), small_tokenizer, [problem], [], hp, progress=None)
+    delta = torch.zeros(32, dtype=torch.float64, requires_grad=True)
+    origin = []
+
+    def add(_, __, output):
+        origin.append(output[0, position].detach())
+        moved = output.clone()
+        moved[0, position] = moved[0, position] + delta
+        return moved
+
+    ids, position = locate(small_tokenizer, FACTS[0].prompt, *FACTS[0].subject_span, hp.fact_token)
+    handle = model.model.layers[2].register_forward_hook(add)
+    loss = -model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)[7]
+    handle.remove()
+    [slope] = torch.autograd.grad(loss, delta)
+    bound = clamp * origin[0].norm()
+    length = min(loss.item() / slope.norm().item(), 0.2 * bound.item())
+    assert_close(found.vectors[0], origin[0] - length * slope / slope.norm(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_step_that_gains_nothing_is_taken_back_and_each_vector_is_found_by_itself(
+    small_tokenizer, monkeypatch
+) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    model.lm_head.weight.data.mul_(8.0)  # so steep that steps overshoot
+    hp = by_polyak(hparams_for([1, 2], clamp_norm_factor=5.0), v_steps=12)
+    layout, problems = find_layout(model, hp), problems_for(small_tokenizer, hp.layers)
+    seen: list[torch.Tensor] = []
+    losses = module._Search.losses
+
+    def kept(self, **how):
+        found = losses(self, **how)
+        seen.append(found[1])
+        return found
+
+    monkeypatch.setattr(module._Search, "losses", kept)
+    found = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
+    totals = torch.stack(seen)
+    assert (totals[1:] > totals[:-1]).any(), "no step gained nothing"
+    assert (totals.cummin(0).values[-1] <= 0.9 * totals[0]).all(), "where one was taken back, the next gained"
+    alone = [optimise(layout, small_tokenizer, [p], PREFIXES, hp, progress=None) for p in problems]
+    assert_close(found.vectors, torch.cat([a.vectors for a in alone]), rtol=1e-6, atol=1e-6)
+    assert_close(found.final, torch.cat([a.final for a in alone]), rtol=1e-6, atol=1e-6)
+
+
+def test_polyaks_steps_stay_within_the_bound(small_tokenizer) -> None:
+    model = tiny("llama", len(small_tokenizer))
+    hp = by_polyak(hparams_for([1, 2], clamp_norm_factor=0.1), v_steps=12)
+    layout, problems = find_layout(model, hp), problems_for(small_tokenizer, hp.layers)
+    origins = optimise(layout, small_tokenizer, problems, PREFIXES, hp.replace(clamp_norm_factor=1e-9), progress=None)
+    found = optimise(layout, small_tokenizer, problems, PREFIXES, hp, progress=None)
+    share = (found.vectors - origins.vectors).norm(dim=1) / origins.vectors.norm(dim=1)
+    assert (share <= 0.1 * (1 + 1e-6)).all()
+    assert (share > 0.099).any(), "nothing reached it"

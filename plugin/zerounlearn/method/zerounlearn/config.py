@@ -60,9 +60,17 @@ class VectorConfig(Settings):
     use_h: Flag = option(
         False, "Find V_u at the block's output, as the published `--use_h` does, instead of the down projection's."
     )
-    v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u.", ge=1)
+    reproduce: Literal["quality", "exact"] = option(
+        "quality",
+        "z* and V_u by the published Adam steps, 'exact', or by a few of Polyak's, which come as far ('quality').",
+    )
+    v_steps: Whole = option(4, "Polyak's steps for z* and V_u, at most.", ge=1)
+    v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u, with reproduce='exact'.", ge=1)
     v_lr: Annotated[Number | None, Unsaid] = option(
-        0.1, "Adam's learning rate, in units of the hidden state; 'auto' measures those (docs/method.md).", gt=0
+        0.1,
+        "Adam's learning rate, in units of the hidden state, with reproduce='exact'; 'auto' measures those "
+        "(docs/method.md).",
+        gt=0,
     )
     v_loss_layer: Whole | None = option(
         None, "Layer whose output the target's loss is read from; the last by default.", ge=0
@@ -366,8 +374,8 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
     # Both of ours were found on the development facts: docs/method.md.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "specific": {**_SPARING, "fact_token": "last", "neutral_target": "unknown", "strength": 0.85},
-        "specific-1": {**_SPARING, "strength": 0.85},
+        "specific": {**_SPARING, "fact_token": "last", "neutral_target": "unknown", "strength": 0.85, "v_steps": 2},
+        "specific-1": {**_SPARING, "strength": 0.85, "reproduce": "exact"},
     }
     ALIASES: ClassVar[Mapping[str, str]] = {
         "retain": "retain_set",

@@ -260,12 +260,12 @@ class _Run:
         return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), prefixes)
 
     def _at_rate(self, hparams: Any, layer: int) -> Any:
-        """With a number for `v_lr`: in its steps z* can go as far as the clamp allows, or 0.4 times as far.
+        """With a number for Adam's `v_lr`: in its steps z* can go as far as the clamp allows, or 0.4 times as far.
 
         At the prompt's last token, where little lies between the state and what is said, smaller steps do; both were
         chosen on SmolLM2. Where z* is found at what `layer` writes, that is measured and not the hidden state.
         """
-        if hparams.v_lr is not None:
+        if hparams.v_lr is not None or hparams.reproduce != "exact":
             return hparams
         share = hparams.clamp_norm_factor / hparams.v_num_grad_steps * (0.4 if hparams.fact_token == "last" else 1.0)
         at = layer if self.written else hparams.layers[-1]
@@ -426,7 +426,8 @@ def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
         IllPosedError: with what was measured and the way out.
     """
     latest, first, now = layers[-1], layers[0].distance, float(gap.norm(dim=1).mean())
-    if not (now <= _MOST_GROWTH * first and latest.relative_change <= _MOST_CHANGE):
+    strays = first != 0 and not now <= _MOST_GROWTH * first  # where z* is what is there already, any way leads off it
+    if strays or not latest.relative_change <= _MOST_CHANGE:
         raise IllPosedError(
             f"layer {latest.layer}: the edit moves away from its target (mean distance {first:.3g} before the first "
             f"layer, {now:.3g} now; the weight changed by {latest.relative_change:.3g} times its norm): edit other "

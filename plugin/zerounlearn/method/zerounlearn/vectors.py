@@ -1,7 +1,8 @@
 """Hidden states that make the model say a given text: z* for the neutral target, V_u for the sensitive answer.
 
 A vector δ is added at the subject's last token to the output of a block (z*) or of its down projection
-(V_u), and optimised by Adam (paper section 4; the loss is ROME's and MEMIT's). In a block that adds its
+(V_u), and optimised (paper section 4; the loss is ROME's and MEMIT's): by the published Adam, or by a few of Polyak's
+steps, which come as far. In a block that adds its
 MLP's output to the residual stream the two have the same effect on everything above, so vectors of all
 layers and requests share their batches: rows join the replay at the block above their own. Where a block
 does more with its MLP's output (a norm, a scale), they join at the block itself, which is run with δ in it.
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # Below this total loss a vector is done (published code).
 _DONE = 0.05
+# The longest of Polyak's steps, as a share of the bound of ‖δ‖.
+_LONGEST = 0.2
 # What a model raises whose attention does not take what stands in for its cache or its mask.
 _UNFIT = (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError)
 
@@ -50,7 +53,7 @@ class Solution:
     """What `optimise` found, one row a problem, in the order given.
 
     `vectors` (n, d) is v0 + δ; `initial` and `final` are the target's loss before and after, its mean NLL in nats
-    per token or what `Problem` says; `steps` counts Adam updates.
+    per token or what `Problem` says; `steps` counts its steps.
     """
 
     vectors: Tensor
@@ -95,7 +98,10 @@ def optimise(
     with (
         frozen(layout.model),
         tqdm(
-            total=len(chunks) * hparams.v_num_grad_steps, desc=progress, unit="step", disable=None if progress else True
+            total=len(chunks) * (hparams.v_num_grad_steps if hparams.reproduce == "exact" else hparams.v_steps + 1),
+            desc=progress,
+            unit="step",
+            disable=None if progress else True,
         ) as bar,
     ):
         parts = [_optimise_chunk(layout, tokenizer, chunk, prefixes, hparams, bar) for chunk in chunks]
@@ -111,10 +117,11 @@ def _placed(layout: Layout, tokenizer: PreTrainedTokenizerBase, problems: Sequen
 
 
 class _Search:
-    """Adam on δ for problems that share a tape: the model runs once, then the blocks above what is moved, step by step.
+    """δ of problems that share a tape: the model runs once, then the blocks above what is moved, step by step.
 
     Attributes:
         origin: what δ is added to (problems, d), float32 or float64.
+        bound: how long δ may be (problems, 1).
         delta: δ (problems, d).
         active: numbers of the problems that are not done yet.
     """
@@ -153,6 +160,7 @@ class _Search:
         self.most = tokens_at_a_time(layout, depth - lowest)
         self.active = set(range(len(problems)))
         self.origin = self._origin()
+        self.bound = hparams.clamp_norm_factor * self.origin.norm(dim=1, keepdim=True)
         self.delta = torch.zeros_like(self.origin, requires_grad=True)
         self.reference: Tensor | None = None
         self.whole = self._must_replay_whole_rows()
@@ -247,15 +255,70 @@ class _Search:
             self.active -= done
             self.batch = self._passes(whole=self.whole)
 
-    @torch.no_grad()
-    def step(self, optimiser: torch.optim.Optimizer) -> None:
-        """One of Adam's steps for the active problems, each kept within its bound."""
-        before = self.delta.detach().clone()
-        optimiser.step()
-        idle = torch.tensor([i not in self.active for i in range(len(self.problems))], device=self.delta.device)
-        self.delta[idle] = before[idle]
-        norm, bound = self.delta.norm(dim=1), self.hparams.clamp_norm_factor * self.origin.norm(dim=1)
-        self.delta *= torch.where(norm > bound, bound / norm, torch.ones_like(norm))[:, None]
+    def move(self, delta: Tensor) -> None:
+        """Take δ of the active problems, each kept within its bound; the others stay where they are."""
+        active = torch.tensor(sorted(self.active), device=delta.device)
+        norm = delta[active].norm(dim=1, keepdim=True)
+        self.delta[active] = delta[active] * (
+            self.bound[active] / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        ).clamp_max(1)
+
+
+class _Adam:
+    """The published steps: Adam's, and the last δ counts."""
+
+    def __init__(self, search: _Search) -> None:
+        assert search.hparams.v_lr is not None, "a run measures it"
+        self.search, self.evaluations = search, search.hparams.v_num_grad_steps
+        self.optimiser = torch.optim.Adam([search.delta], lr=search.hparams.v_lr)
+
+    def judge(self, live: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the `live` problems with these losses, which δ count so far, and which are done."""
+        return torch.ones_like(live, dtype=torch.bool), total[live] < _DONE
+
+    def step(self) -> None:
+        """The next δ of the active problems."""
+        before = self.search.delta.detach().clone()
+        self.optimiser.step()
+        after = self.search.delta.detach().clone()
+        self.search.delta.copy_(before)
+        self.search.move(after)
+
+    @property
+    def found(self) -> Tensor:
+        """δ (problems, d)."""
+        return self.search.delta.detach()
+
+
+class _Polyak:
+    """Along the gradient, as far as would bring the loss f to zero if it were linear: f / ‖∇f‖ (Polyak 1969).
+
+    A step is `_LONGEST` of the bound at most. One that gains nothing is taken back, and all later ones are half as
+    long.
+    """
+
+    def __init__(self, search: _Search) -> None:
+        self.search, self.evaluations = search, search.hparams.v_steps + 1
+        self.found = search.delta.detach().clone()
+        self.slope = torch.zeros_like(self.found)
+        self.lowest = torch.full_like(search.origin[:, 0], float("inf"))
+        self.share = torch.ones_like(self.lowest)
+
+    def judge(self, live: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """See `_Adam.judge`."""
+        better = total[live] < self.lowest[live]
+        rows, worse = live[better], live[~better]
+        self.found[rows], self.lowest[rows] = self.search.delta.detach()[rows], total[rows]
+        if self.search.delta.grad is not None:
+            self.slope[rows] = self.search.delta.grad[rows]
+        self.share[worse] /= 2
+        return better, total[live] < _DONE
+
+    def step(self) -> None:
+        """See `_Adam.step`."""
+        steepness = self.slope.norm(dim=1).clamp_min(torch.finfo(self.slope.dtype).tiny)
+        length = self.share * torch.minimum(self.lowest / steepness, _LONGEST * self.search.bound[:, 0])
+        self.search.move(self.found - (length / steepness)[:, None] * self.slope)
 
 
 def _optimise_chunk(
@@ -266,14 +329,13 @@ def _optimise_chunk(
     hparams: LocatedEdit,
     bar: Any,
 ) -> Solution:
-    assert hparams.v_lr is not None, "a run measures it"
     search = _Search(layout, tokenizer, problems, prefixes, hparams)
-    optimiser = torch.optim.Adam([search.delta], lr=hparams.v_lr)
+    descent = (_Adam if hparams.reproduce == "exact" else _Polyak)(search)
     initial = torch.zeros_like(search.origin[:, 0])
     final, steps = initial.clone(), torch.zeros(len(problems), dtype=torch.long)
-    for step in range(hparams.v_num_grad_steps):
-        stepping = step < hparams.v_num_grad_steps - 1
-        optimiser.zero_grad()
+    for step in range(descent.evaluations):
+        stepping = step < descent.evaluations - 1
+        search.delta.grad = None
         nll, total = search.losses(first=step == 0, slopes=stepping)
         live = torch.tensor(sorted(search.active), device=total.device)
         if not torch.isfinite(total[live]).all():
@@ -283,15 +345,17 @@ def _optimise_chunk(
             )
         if step == 0:
             initial = nll
-        final[live] = nll[live]
+        counts, done = descent.judge(live, total)
+        final[live[counts]] = nll[live[counts]]
         bar.update()
-        search.finish(set(live[total[live] < _DONE].tolist()))
+        search.finish(set(live[done].tolist()))
         if not search.active or not stepping:
-            bar.update(hparams.v_num_grad_steps - step - 1)
+            bar.update(descent.evaluations - step - 1)
             break
-        search.step(optimiser)
+        with torch.no_grad():
+            descent.step()
         steps[sorted(search.active)] += 1
-    return Solution(search.origin + search.delta.detach(), initial, final, steps)
+    return Solution(search.origin + descent.found, initial, final, steps)
 
 
 @torch.no_grad()
