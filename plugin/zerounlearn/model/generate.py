@@ -96,9 +96,13 @@ def sample(
     while short := [i for i, row in enumerate(grown) if len(row) < length]:
         output = model(**inputs, attention_mask=mask, use_cache=True)
         last = output.logits[every, at][short].float().cpu()
-        top = last.softmax(-1).topk(last.shape[1] if top_k is None else top_k)
-        drawn = torch.multinomial(top.values, 1, generator=generator)
-        for i, token in zip(short, top.indices.gather(1, drawn)[:, 0].tolist(), strict=True):
+        p = last.softmax(-1)
+        if top_k is None:
+            drawn = torch.multinomial(p, 1, generator=generator)
+        else:
+            top = p.topk(top_k)
+            drawn = top.indices.gather(1, torch.multinomial(top.values, 1, generator=generator))
+        for i, token in zip(short, drawn[:, 0].tolist(), strict=True):
             grown[i].append(token)
         # Finished rows run along; what they are given no longer matters.
         positions = torch.tensor([len(row) - 1 for row in grown], device=device)

@@ -15,7 +15,7 @@ from zerounlearn.model.weights import weight_of, with_weights
     access=Access.BASE,
     quick={"alphas": (0.25, 0.5, 0.75)},
     standard={"alphas": (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)},
-    source="model merging; a reading aid more than an attack",
+    source="arXiv 2109.01903 (weights between two models)",
 )
 def interpolation(target: Target, *, alphas: tuple[float, ...]) -> Iterator[Outcome]:
     """Weights between the edited and the base model's: (1 - alpha) of the one and alpha of the other.

@@ -21,8 +21,8 @@ _MORE_TOKENS = 8  # than the longest answer has: what may stand before it
     "sampling",
     label="Sampling",
     access=Access.OUTPUTS,
-    quick={"k": (1, 4, 16, 64), "draws": 8},
-    standard={"k": (1, 4, 16, 64, 256), "draws": 32},
+    quick={"k": (1, 4, 16, 64), "draws": 4},
+    standard={"k": (1, 4, 16, 64, 256), "draws": 16},
     thorough={"k": (1, 4, 16, 64, 256, 1024), "draws": 128},
     source="arXiv 2511.04934 (leak@k), 2410.03523",
 )
@@ -78,7 +78,7 @@ def samples(target: Target, prompts: Sequence[str], draws: int) -> list[list[str
     stops, generator = end_tokens(target.model, target.tokenizer), target.generator()
     found: dict[int, str] = {}
     with frozen(target.model):
-        batch_tokens = 4 * good_tokens(input_device(target.model))  # most steps read one token of each row
+        batch_tokens = good_tokens(input_device(target.model))
         for batch in length_sorted_batches([len(row) + new for row in many], batch_tokens):
             length = len(many[batch[0]]) + new
             grown = sample(
