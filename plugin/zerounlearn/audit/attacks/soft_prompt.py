@@ -24,7 +24,7 @@ _ROWS = 64
     "soft_prompt",
     label="Soft prompt",
     access=Access.ACTIVATIONS,
-    quick={"vectors": 4, "steps": 6, "rate": 0.3},
+    quick={"vectors": 4, "steps": 5, "rate": 0.3},
     standard={"vectors": 4, "steps": 30, "rate": 0.1},
     thorough={"vectors": 4, "steps": 300, "rate": 0.03},
     source="arXiv 2402.09063, 2502.15836 (limits)",
