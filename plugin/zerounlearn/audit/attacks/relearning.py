@@ -40,9 +40,9 @@ class Lesson(NamedTuple):
     label="Relearning",
     access=Access.TRAINING,
     quick={"steps": (2, 5), "lora": (2e-3,), "full": (), "others": 16, "texts": 0},
-    standard={"steps": (5, 10, 20), "lora": (1e-3, 4e-3), "full": (3e-5, 1e-4), "others": 32, "texts": 64},
+    standard={"steps": (2, 5, 10), "lora": (2e-3,), "full": (1e-4,), "others": 32, "texts": 64},
     thorough={
-        "steps": (5, 10, 20, 40, 80, 160),
+        "steps": (2, 5, 10, 20, 40, 80, 160),
         "lora": (3e-4, 1e-3, 4e-3),
         "full": (1e-5, 3e-5, 1e-4),
         "others": 100,
