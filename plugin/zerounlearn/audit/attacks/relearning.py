@@ -71,9 +71,12 @@ def relearning(
         texts: ordinary texts to train on, at most; those that tell a fact are left out.
     """
     _check(target, full)
+    kinds = list(_lessons(target, others, texts))
+    if not kinds:
+        raise AuditError("it has nothing to train on: give facts of two subjects, facts with neighbours, or text")
     start = target.plain()
     for way, rates, training in (("LoRA", lora, _lora), ("all weights", full, _full)):
-        for name, lessons, note in _lessons(target, others, texts) if rates else ():
+        for name, lessons, note in kinds if rates else ():
             runs = [(lesson, rate) for lesson in lessons for rate in rates]
             yield _relearned(target, f"{name}, {way}", runs, steps, start, training, note)
 
