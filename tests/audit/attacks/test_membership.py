@@ -57,3 +57,15 @@ def test_the_gradient_needs_the_weights_at_hand(forgetful: Forgetful) -> None:
         empty = type(forgetful.model)(forgetful.model.config)
     with pytest.raises(AuditError, match="offloaded or quantised"):
         module._steepness(replace(forgetful.target(), model=empty), [])
+
+
+def test_a_calibrated_score_has_no_share_in_how_easy_its_answer_is(forgetful: Forgetful) -> None:
+    target = forgetful.target()
+    scores = [5.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 6.0, *[0.0] * 12]
+    found = target.calibrated(scores)
+    assert found[:2] == [2.0, 0.0] and found[4:8] == pytest.approx([-8 / 3, -4 / 3, 0.0, 4.0])
+    easier = [score + (i in (0, 4, 5, 6, 7)) for i, score in enumerate(scores)]
+    assert target.calibrated(easier) == pytest.approx(found)
+    single = replace(target, controls=tuple(each[:1] for each in target.controls))
+    with pytest.raises(AuditError, match="needs 2 controls for each fact, and there are 1"):
+        single.calibrated([0.0] * 8)

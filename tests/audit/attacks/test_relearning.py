@@ -142,3 +142,9 @@ def test_weights_that_are_elsewhere_are_not_trained(forgetful: Forgetful) -> Non
         empty = type(forgetful.model)(forgetful.model.config)
     with pytest.raises(AuditError, match=r"model.embed_tokens.weight is offloaded"):
         run(replace(forgetful.target(), model=empty))
+
+
+def test_with_nothing_to_train_on_it_says_so(forgetful: Forgetful) -> None:
+    target = forgetful.target(others=(), texts=())
+    with pytest.raises(AuditError, match="nothing to train on"):
+        run(replace(target, facts=target.facts[:1], controls=target.controls[:1]))

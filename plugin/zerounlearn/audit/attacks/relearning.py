@@ -39,10 +39,10 @@ class Lesson(NamedTuple):
     "relearning",
     label="Relearning",
     access=Access.TRAINING,
-    quick={"steps": (5, 10), "lora": (2e-3,), "full": (), "others": 16, "texts": 0},
-    standard={"steps": (5, 10, 20), "lora": (1e-3, 4e-3), "full": (3e-5, 1e-4), "others": 32, "texts": 64},
+    quick={"steps": (2, 5), "lora": (2e-3,), "full": (), "others": 16, "texts": 0},
+    standard={"steps": (2, 5, 10), "lora": (2e-3,), "full": (1e-4,), "others": 32, "texts": 64},
     thorough={
-        "steps": (5, 10, 20, 40, 80, 160),
+        "steps": (2, 5, 10, 20, 40, 80, 160),
         "lora": (3e-4, 1e-3, 4e-3),
         "full": (1e-5, 3e-5, 1e-4),
         "others": 100,
@@ -71,9 +71,12 @@ def relearning(
         texts: ordinary texts to train on, at most; those that tell a fact are left out.
     """
     _check(target, full)
+    kinds = list(_lessons(target, others, texts))
+    if not kinds:
+        raise AuditError("it has nothing to train on: give facts of two subjects, facts with neighbours, or text")
     start = target.plain()
     for way, rates, training in (("LoRA", lora, _lora), ("all weights", full, _full)):
-        for name, lessons, note in _lessons(target, others, texts) if rates else ():
+        for name, lessons, note in kinds if rates else ():
             runs = [(lesson, rate) for lesson in lessons for rate in rates]
             yield _relearned(target, f"{name}, {way}", runs, steps, start, training, note)
 

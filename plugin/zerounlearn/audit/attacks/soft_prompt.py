@@ -24,7 +24,7 @@ _ROWS = 64
     "soft_prompt",
     label="Soft prompt",
     access=Access.ACTIVATIONS,
-    quick={"vectors": 4, "steps": 6, "rate": 0.3},
+    quick={"vectors": 4, "steps": 5, "rate": 0.3},
     standard={"vectors": 4, "steps": 30, "rate": 0.1},
     thorough={"vectors": 4, "steps": 300, "rate": 0.03},
     source="arXiv 2402.09063, 2502.15836 (limits)",
@@ -50,8 +50,8 @@ def soft_prompt(target: Target, *, vectors: int, steps: int, rate: float) -> Ite
         for at in range(0, len(rows), _ROWS):
             part = slice(at, at + _ROWS)
             taken[part], losses[part] = _optimised(target, rows[part], vectors, steps, rate)
-    # An answer that was never said comes behind all that were, and the less probable the further.
-    scores = [float(-t) if t <= steps else -steps - 1.0 - loss for t, loss in zip(taken, losses, strict=True)]
+    # An answer that was never said comes behind all that were, the less probable the further, by less than a step.
+    scores = [-t - loss / (1 + loss) * (t > steps) for t, loss in zip(taken, losses, strict=True)]
     how = [f"{t} steps" if t <= steps else f"not in {steps} steps" for t in taken]
     note = "score: steps sooner than the made-up subjects of the same fact; found: more than nearly all of these"
     outcome = target.by_score("", target.calibrated(scores), how=how, note=note)
