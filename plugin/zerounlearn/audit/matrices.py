@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zerounlearn.errors import AuditError
+from zerounlearn.method.gradient.adapters import linear_layers
 from zerounlearn.model.weights import weight_of, with_weights
 
 Change = Callable[[str, Tensor], Tensor]
@@ -22,12 +23,8 @@ def matrices(model: PreTrainedModel) -> dict[str, nn.Module]:
     Raises:
         AuditError: there is none of floating point.
     """
-    head = model.get_output_embeddings()
-    found: dict[str, nn.Module] = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and module.weight.is_floating_point()
-    }
+    modules = {f"{name}.weight": model.get_submodule(name) for name in linear_layers(model)}
+    found = {name: module for name, module in modules.items() if model.get_parameter(name).is_floating_point()}
     if not found:
         raise AuditError(f"{type(model).__name__} has no linear layers of floating point beside its head")
     return found

@@ -61,7 +61,8 @@ class VectorConfig(Settings):
         False, "Find V_u at the block's output, as the published `--use_h` does, instead of the down projection's."
     )
     reproduce: Literal["quality", "exact"] = option(
-        "exact", "z* and V_u by the published Adam steps, 'exact', or by a few of Polyak's, 'quality', in a fifth of the time."
+        "exact",
+        "z* and V_u by the published Adam steps, 'exact', or by a few of Polyak's, 'quality', in a fifth of the time.",
     )
     v_steps: Whole = option(4, "Polyak's steps for z* and V_u, at most, with reproduce='quality'.", ge=1)
     v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u, with reproduce='exact'.", ge=1)
@@ -373,7 +374,14 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
     # Both of ours were found on the development facts: docs/method.md.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "specific": {**_SPARING, "fact_token": "last", "neutral_target": "unknown", "strength": 0.85, "reproduce": "quality", "v_steps": 2},
+        "specific": {
+            **_SPARING,
+            "fact_token": "last",
+            "neutral_target": "unknown",
+            "strength": 0.85,
+            "reproduce": "quality",
+            "v_steps": 2,
+        },
         "specific-1": {**_SPARING, "strength": 0.85},
     }
     ALIASES: ClassVar[Mapping[str, str]] = {
