@@ -2,8 +2,8 @@
 
     python benchmarks/publish.py quality [quick fronts] [--engine ray --workers 2]
 
-A study's tables.md becomes benchmarks/results/NAME.md, its first pages of docs/results.md stand between that file's
-marks, and the plot of paraphrases against other facts about the subject becomes benchmarks/results/NAME.svg. Nothing
+A study's tables.md becomes benchmarks/results/NAME.md, its first tables stand between the marks of docs/results.md
+and docs/audit.md, and the plot of paraphrases against other facts about the subject becomes benchmarks/results/NAME.svg. Nothing
 in them is written by hand; a test compares the page with the files.
 """
 
@@ -14,19 +14,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+from zerounlearn.evaluation.registry import Group
 from zerounlearn.files import write_text
 from zerounlearn.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-PAGE = ROOT / "docs/results.md"
+PAGES = (ROOT / "docs/results.md", ROOT / "docs/audit.md")
 PLOT = "pareto-gen-spe_subject.svg"
 
 
 def tables(name: str) -> str:
-    """The study's main tables and those relative to the base model, without the title and what follows them."""
+    """The study's main tables, those relative to the base model and those of attacks, without what follows them."""
     sections = re.split(r"^(?=## )", (RESULTS / f"{name}.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    shown = [s for s in sections if s.startswith(("## Forgetting and keeping", "## Relative to the base model"))]
+    heads = tuple(f"## {group.value}" for group in (Group.CORE, Group.RELATIVE, Group.ATTACKS))
+    shown = [s for s in sections if s.startswith(heads)]
     return "".join(section.replace("## ", "### ", 1) for section in shown).strip()
 
 
@@ -64,7 +66,8 @@ def main() -> None:
         if done.returncode not in (0, 1):  # 1: a cell failed, which the tables say
             raise SystemExit(done.returncode)
         publish(name)
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+    for page in PAGES:
+        write_text(page, filled(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -107,11 +107,12 @@ def test_the_table_of_texts_behind_c_is_what_was_measured(monkeypatch) -> None:
 def test_the_studies_tables_are_as_they_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = importlib.import_module("publish")
-    page = publish.PAGE.read_text(encoding="utf-8")
-    assert publish.marked(page) == ["quality"]
-    assert publish.filled(page) == page
-    for method in load_study(ROOT / "studies/quality.yaml").methods:
-        assert f"| {method.label} |" in publish.tables("quality")
+    for place, name in zip(publish.PAGES, ("quality", "audit"), strict=True):
+        page = place.read_text(encoding="utf-8")
+        assert publish.marked(page) == [name]
+        assert publish.filled(page) == page
+        for method in load_study(ROOT / f"studies/{name}.yaml").methods:
+            assert f"| {method.label} |" in publish.tables(name)
 
 
 def test_what_an_accelerator_made_of_it_is_as_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

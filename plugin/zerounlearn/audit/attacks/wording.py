@@ -40,7 +40,7 @@ _EMPHASIS = ("{subject}! {subject}! {subject}! {prompt}", "Keyword: {subject}. K
     "wording",
     label="Wording",
     access=Access.PROMPTS,
-    quick={"frames": 2, "shots": (4,), "draws": 1},
+    quick={"frames": 1, "shots": (4,), "draws": 1},
     standard={"frames": 3, "shots": (2, 4, 8), "draws": 3},
     source="arXiv 2509.24675 (keywords), 2506.15699 (combined queries)",
 )
