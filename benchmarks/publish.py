@@ -3,8 +3,8 @@
     python benchmarks/publish.py quality [quick fronts] [--engine ray --workers 2]
 
 A study's tables.md becomes benchmarks/results/NAME.md, its first tables stand between the marks of docs/results.md
-and docs/audit.md, and the plot of paraphrases against other facts about the subject becomes benchmarks/results/NAME.svg. Nothing
-in them is written by hand; a test compares the page with the files.
+and docs/audit.md, and the plot of paraphrases against other facts about the subject becomes
+benchmarks/results/NAME.svg. Nothing in them is written by hand; a test compares the pages with the files.
 """
 
 from __future__ import annotations

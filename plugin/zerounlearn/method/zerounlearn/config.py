@@ -60,11 +60,11 @@ class VectorConfig(Settings):
     use_h: Flag = option(
         False, "Find V_u at the block's output, as the published `--use_h` does, instead of the down projection's."
     )
-    reproduce: Literal["quality", "exact"] = option(
+    reproduce: Literal["exact", "fast"] = option(
         "exact",
-        "z* and V_u by the published Adam steps, 'exact', or by a few of Polyak's, 'quality', in a fifth of the time.",
+        "z* and V_u by the published Adam steps, 'exact', or in a fifth of the passes by a few of Polyak's, 'fast'.",
     )
-    v_steps: Whole = option(4, "Polyak's steps for z* and V_u, at most, with reproduce='quality'.", ge=1)
+    v_steps: Whole = option(4, "Polyak's steps for z* and V_u, at most, with reproduce='fast'.", ge=1)
     v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u, with reproduce='exact'.", ge=1)
     v_lr: Annotated[Number | None, Unsaid] = option(
         0.1,
@@ -379,7 +379,6 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
             "fact_token": "last",
             "neutral_target": "unknown",
             "strength": 0.85,
-            "reproduce": "quality",
             "v_steps": 2,
         },
         "specific-1": {**_SPARING, "strength": 0.85},
