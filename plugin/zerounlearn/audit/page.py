@@ -15,8 +15,13 @@ from markupsafe import Markup
 
 from zerounlearn.audit.certificate import Certificate, successful
 from zerounlearn.audit.results import Audit, Variant
+from zerounlearn.errors import FrameworkError
 from zerounlearn.files import write_text
-from zerounlearn.report.canvas import OTHERS, OWN, Image, figure, saved, style
+
+try:
+    from zerounlearn.report.canvas import OTHERS, OWN, Image, figure, saved, style
+except ImportError as error:
+    raise FrameworkError(f"an audit's page needs {error.name}: pip install 'zerounlearn[audit]'") from error
 
 FILE = "audit.html"
 _CURVES = 3  # beside each other

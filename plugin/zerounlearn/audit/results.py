@@ -14,16 +14,20 @@ from pathlib import Path
 from statistics import fmean
 
 from pydantic import TypeAdapter, ValidationError
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from zerounlearn.audit.holes import Holes, Lost
 from zerounlearn.audit.registry import Access
 from zerounlearn.audit.target import Finding, Outcome
-from zerounlearn.errors import AuditError
+from zerounlearn.errors import AuditError, FrameworkError
 from zerounlearn.files import write_text
 from zerounlearn.redaction import Redaction
+
+try:
+    from scipy import stats
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+except ImportError as error:
+    raise FrameworkError(f"an audit needs {error.name}: pip install 'zerounlearn[audit]'") from error
 
 FORMAT = 1
 LEVEL = 0.05

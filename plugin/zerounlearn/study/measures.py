@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.audit.disruption import at_disruption
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.registry import chosen
-from zerounlearn.audit.run import audit_pair
 from zerounlearn.audit.target import Outcome
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.errors import AuditError, ConfigError, ZeroUnlearnError
@@ -127,6 +126,8 @@ class Measures:
         spec = self.study.audit
         if spec is None or edit.undo is not None:
             return {}
+        from zerounlearn.audit.run import audit_pair  # which needs the packages of the extra `audit`
+
         texts = self._settings.held_out or None
         pair = Pair.of(model, edit)
         wanted = chosen(spec.attacks, without=spec.without)
