@@ -21,7 +21,9 @@ from zerounlearn.files import write_text
 try:
     from zerounlearn.report.canvas import OTHERS, OWN, Image, figure, saved, style
 except ImportError as error:
-    raise FrameworkError(f"an audit's page needs {error.name}: pip install 'zerounlearn[audit]'") from error
+    raise FrameworkError(
+        f"an audit's page needs {str(error.name).partition('.')[0]}: pip install 'zerounlearn[audit]'"
+    ) from error
 
 FILE = "audit.html"
 _CURVES = 3  # beside each other

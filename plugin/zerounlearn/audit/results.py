@@ -27,7 +27,9 @@ try:
     from statsmodels.stats.multitest import multipletests
     from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 except ImportError as error:
-    raise FrameworkError(f"an audit needs {error.name}: pip install 'zerounlearn[audit]'") from error
+    raise FrameworkError(
+        f"an audit needs {str(error.name).partition('.')[0]}: pip install 'zerounlearn[audit]'"
+    ) from error
 
 FORMAT = 1
 LEVEL = 0.05
