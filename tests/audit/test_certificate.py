@@ -71,7 +71,10 @@ def test_a_statistical_finding_counts_by_its_p_and_the_base_model_not_at_all() -
     assert graded(made(quiet | {Access.OUTPUTS: few})) == "A"
     assert made(quiet | {Access.OUTPUTS: few}).against(0) == []
     assert graded(made(quiet | {Access.OUTPUTS: many})) == "D"
-    assert graded(made(quiet | {Access.BASE: outcome(10)})) == "A"
+    by_base = made(quiet | {Access.BASE: outcome(10)})
+    assert (graded(by_base), by_base.against(0)) == ("A", [])
+    of_the_subject = made(quiet | {Access.OUTPUTS: outcome(10, 0, statistical=True, beside=True)})
+    assert (graded(of_the_subject), of_the_subject.against(0)) == ("A", [])
 
 
 def test_the_least_effort_comes_first() -> None:

@@ -68,6 +68,11 @@ class Variant:
         return Access[self.access].value
 
     @property
+    def counts(self) -> bool:
+        """Whether what it finds is the answer, and its attacker has not got the base model anyway."""
+        return self.access != Access.BASE.name and not self.edited.beside
+
+    @property
     def interval(self) -> Interval:
         """Of the share of facts that it found."""
         return _wilson([one.found for one in self.edited.facts])
@@ -179,13 +184,14 @@ class Audit:
     def against(self, i: int) -> list[tuple[Variant, int]]:
         """What brought fact `i` back, the least effort first, each with the tokens that its attack read.
 
-        Of attacks whose findings are statistical, those alone whose corrected p is at most 0.05.
+        Of attacks whose findings are statistical, those alone whose corrected p is at most 0.05; none that take the
+        base model, which has the facts, or that tell of something beside the answer.
         """
         tokens = {each.attack: each.tokens[0] for each in self.attacked}
         found = [
             (variant, tokens[variant.attack])
             for variant, p in zip(self.variants, self.corrected(), strict=True)
-            if variant.brought_back(i) and (p <= LEVEL or not variant.edited.statistical)
+            if variant.counts and variant.brought_back(i) and (p <= LEVEL or not variant.edited.statistical)
         ]
         return sorted(found, key=lambda one: (one[0].level, one[1]))
 

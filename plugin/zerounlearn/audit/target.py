@@ -72,6 +72,7 @@ class Outcome:
         note: what a reader has to know of this run.
         statistical: whether a finding is a score above those of the controls, some of which are so by chance; else the
             answer itself came back.
+        beside: whether a finding tells something beside the answer (that the subject is known), and so is none of it.
     """
 
     variant: str
@@ -81,6 +82,7 @@ class Outcome:
     axis: str = ""
     note: str = ""
     statistical: bool = False
+    beside: bool = False
 
     @property
     def share(self) -> float:
@@ -175,7 +177,15 @@ class Target:
         facts, controls = self.split(findings)
         return Outcome(variant, tuple(facts), tuple(map(tuple, controls)), tuple(curve), axis, note)
 
-    def by_score(self, variant: str, scores: Sequence[float], *, how: Sequence[str] = (), note: str = "") -> Outcome:
+    def by_score(
+        self,
+        variant: str,
+        scores: Sequence[float],
+        *,
+        how: Sequence[str] = (),
+        note: str = "",
+        beside: bool = False,
+    ) -> Outcome:
         """An outcome of scores that have no threshold of their own, in the order of `all`.
 
         A score counts as found where it is above all but a share `FALSE_ALARMS` of the controls; a control is held
@@ -194,6 +204,7 @@ class Target:
             tuple(tuple(judged(one, i) for one in each) for i, each in enumerate(controls)),
             note=note,
             statistical=True,
+            beside=beside,
         )
 
     def calibrated(self, scores: Sequence[float]) -> list[float]:

@@ -88,4 +88,4 @@ def _probe(target: Target, others: Tensor, states: Tensor, every: int) -> Outcom
     probe.fit(others[layer].cpu().numpy(), label)
     scores = probe.decision_function(states[layer].cpu().numpy())
     note = f"layer {layer}: it tells {accuracy[layer]:.0%} of other subjects from made-up ones"
-    return target.by_score("linear probe", [float(one) for one in scores], note=note)
+    return target.by_score("linear probe", [float(one) for one in scores], note=note, beside=True)
