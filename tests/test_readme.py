@@ -16,6 +16,7 @@ from zerounlearn.easyedit.method_config import METHODS
 from zerounlearn.evaluation.registry import optional
 from zerounlearn.report.columns import column
 from zerounlearn.study.spec import (
+    AuditSpec,
     DataSpec,
     HeldOut,
     MethodSpec,
@@ -68,9 +69,8 @@ def test_the_guides_study_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_guide_names_every_setting_metric_data_set_and_method() -> None:
-    settings = {
-        f.name for kind in (Study, ModelSpec, DataSpec, MethodSpec, HeldOut, Tasks) for f in dataclasses.fields(kind)
-    }
+    kinds = (Study, ModelSpec, DataSpec, MethodSpec, HeldOut, Tasks, AuditSpec)
+    settings = {f.name for kind in kinds for f in dataclasses.fields(kind)}
     words = set(re.findall(r"\w+", GUIDE))
     assert settings <= words
     assert set(datasets) <= words

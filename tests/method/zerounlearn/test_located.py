@@ -107,7 +107,7 @@ def test_the_map_is_of_packaged_facts_and_an_explicit_place_holds(
 @pytest.mark.parametrize(("place", "share"), [("subject_last", 0.75 / 25), ("last", 0.4 * 0.75 / 25)])
 def test_the_rate_is_a_share_of_the_size_of_the_states(place: str, share: float, small_tokenizer: Any) -> None:
     model = tiny("llama", len(small_tokenizer))
-    run = hparams_for([1, 2], v_lr="auto", fact_token=place, n_contexts=0, mom2_adjustment=False, reproduce="exact")
+    run = hparams_for([1, 2], v_lr="auto", fact_token=place, n_contexts=0, mom2_adjustment=False, v_num_grad_steps=25)
     layout = layout_of(model, run)
     sizes = []
     for request in REQUESTS:
@@ -128,7 +128,7 @@ def test_a_later_norm_makes_it_a_share_of_what_each_layer_writes(
     small_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny("gemma2", len(small_tokenizer))
-    run = hparams_for([1, 2], v_lr="auto", n_contexts=0, mom2_adjustment=False, reproduce="exact")
+    run = hparams_for([1, 2], v_lr="auto", n_contexts=0, mom2_adjustment=False, v_num_grad_steps=25)
     size = state_size(layout_of(model, run), small_tokenizer, REQUESTS, run.fact_token, 1, written=True)
     with caplog.at_level(logging.INFO):
         edit = unlearn(model, small_tokenizer, REQUESTS, run, None)
