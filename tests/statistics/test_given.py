@@ -98,7 +98,8 @@ def test_what_is_not_this_models_moment_is_refused(run, others, changes: Any, me
 
 def test_another_models_moment_is_refused(run, others, small_tokenizer) -> None:
     layout, tokenizer, hp, corpus = run
-    torch.nn.init.normal_(layout.model.get_submodule("model.layers.1.mlp.gate_proj").weight)
+    weight = layout.model.get_submodule("model.layers.1.mlp.gate_proj").weight
+    torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
     with pytest.raises(StatisticsError, match="is not this model's"):
         take_moments([others(1)], layout, tokenizer, hp, corpus)
 
