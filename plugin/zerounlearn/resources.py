@@ -1,4 +1,4 @@
-"""Hyperparameter and study files by name: a path, else the packaged one, else the clone's."""
+"""Packaged files: hyperparameters and studies by name (a path, else the packaged one, else the clone's), templates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def folder(kind: str) -> Path:
     """Where the packaged files of a kind lie: in the installed package, or in the clone beside it."""
     packaged = Path(str(resources.files("zerounlearn"))) / kind
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / kind
+
+
+def template(room: str, name: str) -> str:
+    """Text of a template of one of our packages: of "report", "card.md.jinja"."""
+    return resources.files(f"zerounlearn.{room}").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
 def names(kind: str) -> list[str]:

@@ -106,6 +106,7 @@ def test_a_grid_makes_a_row_of_every_combination(tmp_path: Path, model: Path) ->
         ({"audit": {"controls": 0}}, "audit.controls=0"),
         ({"audit": {"disruption": 0.0}}, "audit.disruption=0.0: expected a number above 0"),
         ({"audit": {"disruption": "x"}}, "audit.disruption='x': expected a number"),
+        ({"audit": {"disruption": 0.1}, "held_out": {"text": None}}, "audit.disruption is measured on held_out.text"),
         ({"audit": {"budgets": "quick"}}, "audit: unknown setting 'budgets': did you mean 'budget'"),
         ({"lm_eval": {"tasks": "mmlu"}}, "lm_eval.tasks='mmlu': expected a list"),
         ({"lm_eval": {"tasks": ["mmlu"], "folder": "gone"}}, "lm_eval: folder='gone' is not a folder"),

@@ -125,7 +125,7 @@ def successful(audit: Audit) -> list[Variant]:
     """The variants of attacks that brought back more than the controls give, by `LIMIT` or by their p."""
     return [
         variant
-        for variant, p in zip(audit.variants, audit.corrected(), strict=True)
+        for variant, p in zip(audit.variants, audit.corrected, strict=True)
         if variant.counts and (p <= LEVEL if variant.edited.statistical else variant.excess > LIMIT)
     ]
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from zerounlearn.audit.pair import Pair
+from zerounlearn.audit.pair import Pair, between
 from zerounlearn.errors import AuditError
+from zerounlearn.evaluation.perplexity import windows
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
-from zerounlearn.model.tokens import encode
 from zerounlearn.model.weights import weight_of, with_weights
 
-WINDOW = 256
+_WINDOW = 256
 _SEARCH_TOKENS = 512  # whose log-probabilities are kept while a factor is looked for
 _HALVINGS = 9
 _MOST = 16.0
@@ -58,15 +58,9 @@ def at_disruption(pair: Pair, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
     with pair.as_base(), torch.no_grad():
         base = [_log_p(pair, row) for row in rows]
 
-    def at(factor: float) -> dict[str, Tensor]:
-        return {
-            name: (old.double() + factor * (edited[name].double() - old.double())).to(old.dtype)
-            for name, old in pair.original.items()
-        }
-
     @torch.no_grad()
     def reaches(factor: float) -> bool:
-        with with_weights(pair.model, at(factor)):
+        with with_weights(pair.model, between(edited, pair.original, 1 - factor)):
             found = sum(_kl(old, _log_p(pair, row)) for old, row in zip(base, rows, strict=True))
         return found >= goal * sum(map(len, base))
 
@@ -82,19 +76,13 @@ def at_disruption(pair: Pair, tokenizer: PreTrainedTokenizerBase, texts: Sequenc
         middle = (low + high) / 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
     del base
-    with with_weights(pair.model, at(high)):
+    with with_weights(pair.model, between(edited, pair.original, 1 - high)):
         yield high
 
 
 def _windows(pair: Pair, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int) -> list[Tensor]:
     """Token ids (1, t) of each window."""
-    stream: list[int] = []
-    for text in texts:
-        stream += encode(tokenizer, text)
-        if len(stream) >= tokens:
-            break
-    stream = stream[:tokens]
-    rows = [row for i in range(0, len(stream), WINDOW) if len(row := stream[i : i + WINDOW]) > 1]
+    rows = windows(pair.model, tokenizer, texts, tokens=tokens, window=_WINDOW)
     if not rows:
         raise ValueError("disruption on no text: give at least two tokens")
     return [torch.tensor([row], device=input_device(pair.model)) for row in rows]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import jinja2
@@ -17,6 +16,7 @@ from zerounlearn.audit.certificate import Certificate, successful
 from zerounlearn.audit.results import Audit, Variant
 from zerounlearn.errors import FrameworkError
 from zerounlearn.files import write_text
+from zerounlearn.resources import template
 
 try:
     from zerounlearn.report.canvas import OTHERS, OWN, Image, figure, saved, style
@@ -51,13 +51,13 @@ def page(audit: Audit, certificate: Certificate) -> str:
     """The whole page."""
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     won = {id(variant) for variant in successful(audit)}
-    corrected = zip(audit.variants, audit.corrected(), strict=True)
-    return env.from_string(_template("audit", "audit.html.jinja")).render(
+    corrected = zip(audit.variants, audit.corrected, strict=True)
+    return env.from_string(template("audit", "audit.html.jinja")).render(
         audit=audit,
         certificate=certificate,
         rows=[_Row(variant, p, id(variant) in won) for variant, p in corrected],
         curves=curves(audit),
-        style=Markup(_template("report", "report.css")),  # our own file,
+        style=Markup(template("report", "report.css")),  # our own file
     )
 
 
@@ -81,10 +81,6 @@ def curves(audit: Audit) -> Image | None:
                 axes.legend(loc="best", fontsize=6)
         names = "; ".join(variant.label for variant in drawn)
         return saved(canvas, "audit-curves", f"Shares of facts and controls that attacks bring back: {names}.")
-
-
-def _template(room: str, name: str) -> str:
-    return files(f"zerounlearn.{room}").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
 def _line(axes: object, xs: Sequence[float], ys: Sequence[float], ink: str, label: str) -> None:

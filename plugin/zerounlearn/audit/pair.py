@@ -64,3 +64,10 @@ class Pair:
         """The model with the base's weights inside, bit for bit as before outside."""
         with with_weights(self.model, self.original):
             yield self.model
+
+
+def between(edited: Mapping[str, Tensor], original: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """(1 - alpha) of edited weights and alpha of the original ones, by name, float64; alpha < 0 stretches the edit."""
+    return {
+        name: edited[name].double().lerp(old.to(edited[name].device).double(), alpha) for name, old in original.items()
+    }

@@ -8,8 +8,9 @@ The interval is one over facts: what it says is of facts like these.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
@@ -177,6 +178,7 @@ class Audit:
         """Of all attacks."""
         return [variant for each in self.attacked for variant in each.variants]
 
+    @cached_property
     def corrected(self) -> list[float]:
         """Holm's p of each variant."""
         return [float(p) for p in multipletests([one.p for one in self.variants], method="holm")[1]]
@@ -190,7 +192,7 @@ class Audit:
         tokens = {each.attack: each.tokens[0] for each in self.attacked}
         found = [
             (variant, tokens[variant.attack])
-            for variant, p in zip(self.variants, self.corrected(), strict=True)
+            for variant, p in zip(self.variants, self.corrected, strict=True)
             if variant.counts and variant.brought_back(i) and (p <= LEVEL or not variant.edited.statistical)
         ]
         return sorted(found, key=lambda one: (one[0].level, one[1]))
@@ -251,12 +253,6 @@ class Audit:
         except (OSError, ValidationError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise AuditError(f"{str(file)!r} is no audit: {reason}") from None
-
-
-def labels(attack: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """What each variant is called on paper."""
-    for outcome in outcomes:
-        yield f"{attack}: {outcome.variant}" if outcome.variant else attack
 
 
 def _wilson(found: Sequence[bool]) -> Interval:

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.api import EMBEDDED, Facts
 from zerounlearn.audit.controls import never_known
 from zerounlearn.audit.disruption import disruption
-from zerounlearn.audit.holes import Holes, holes
+from zerounlearn.audit.holes import holes
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.registry import Attack, attacks, check_budget, chosen
-from zerounlearn.audit.results import Attacked, Audit, AuditedFact, Variant, labels
+from zerounlearn.audit.results import Attacked, Audit, AuditedFact, Variant
 from zerounlearn.audit.target import Outcome, Target
 from zerounlearn.data.corpora import held_out_corpus
 from zerounlearn.data.fact import Fact, load_facts
@@ -147,10 +147,14 @@ def audit_pair(
     generator = torch.Generator().manual_seed(seed)
     made = never_known(facts, count, generator)
     target = Target(model, tokenizer, tuple(facts), made, (), texts, seed, chat)
+    clock = Clock({}, model)
     with restored_if_it_fails(model, ()):
         target = replace(_known(pair, target, generator), original=pair.original)
-        results, not_run, seconds = _attacked(pair, target, wanted, budget, {} if ceilings is None else ceilings)
-        lost = _lost(pair, target, HOLES[budget] if beside is None else beside, seconds)
+        results, not_run = _attacked(pair, target, wanted, budget, {} if ceilings is None else ceilings, clock)
+        lost = None
+        if asked := HOLES[budget] if beside is None else beside:
+            with clock("holes"):
+                lost = holes(pair, target, asked)
         moved = disruption(pair, tokenizer, texts, _TEXT_TOKENS) if texts else None
     return Audit(
         tuple(
@@ -164,19 +168,9 @@ def audit_pair(
         {"budget": budget, "seed": seed, "controls": count, "text_tokens": _TEXT_TOKENS if texts else 0},
         _fingerprints(pair, target, facts, key),
         environment(model),
-        seconds,
+        {name: round(taken, 2) for name, taken in clock.seconds.items()},
         holes=lost,
     )
-
-
-def _lost(pair: Pair, target: Target, count: int, seconds: dict[str, float]) -> Holes | None:
-    if not count:
-        return None
-    clock = Clock(seconds, pair.model)
-    with clock("holes"):
-        found = holes(pair, target, count)
-    seconds["holes"] = round(seconds["holes"], 2)
-    return found
 
 
 def _known(pair: Pair, target: Target, generator: torch.Generator) -> Target:
@@ -242,13 +236,17 @@ def _strange(target: Target, others: Sequence[Query], generator: torch.Generator
 
 
 def _attacked(
-    pair: Pair, target: Target, wanted: Sequence[Attack], budget: str, ceilings: dict[str, list[Outcome]]
-) -> tuple[tuple[Attacked, ...], dict[str, str], dict[str, float]]:
-    """Every attack in turn; what each found, why others were not run, and how long each took."""
+    pair: Pair,
+    target: Target,
+    wanted: Sequence[Attack],
+    budget: str,
+    ceilings: dict[str, list[Outcome]],
+    clock: Clock,
+) -> tuple[tuple[Attacked, ...], dict[str, str]]:
+    """Every attack in turn; what each found, and why others were not run."""
     results, not_run = [], {one.name: f"not asked for ({one.access.value})" for one in attacks.values()}
     for one in wanted:
         del not_run[one.name]
-    clock = Clock({}, pair.model)
     for one in (bar := tqdm(wanted, desc="attacks", unit="attack", disable=None)):
         bar.set_postfix_str(one.name)
         settings = one.settings(budget)
@@ -263,7 +261,7 @@ def _attacked(
                     results.append(_one(pair, target, one, dict(settings), ceilings))
             except AuditError as error:
                 not_run[one.name] = str(error)
-    return tuple(results), not_run, {name: round(taken, 2) for name, taken in clock.seconds.items()}
+    return tuple(results), not_run
 
 
 def _installed(package: str) -> bool:
@@ -287,11 +285,15 @@ def _one(
     if [one.variant for one in edited] != [one.variant for one in ceiling]:
         raise AuditError(f"{attack.name} gave other variants for the base model than for the edited one")
     variants = tuple(
-        Variant(attack.name, label, attack.access.name, found, most)
-        for label, found, most in zip(labels(attack.label, edited), edited, ceiling, strict=True)
+        Variant(attack.name, _label(attack, found), attack.access.name, found, most)
+        for found, most in zip(edited, ceiling, strict=True)
     )
     source = attacks.entry(attack.name).source
     return Attacked(attack.name, source, json.loads(json.dumps(settings)), variants, (tokens, read.tokens))
+
+
+def _label(attack: Attack, outcome: Outcome) -> str:
+    return f"{attack.label}: {outcome.variant}" if outcome.variant else attack.label
 
 
 @dataclass

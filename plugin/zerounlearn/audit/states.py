@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import Layout
 from zerounlearn.model.memory import good_positions
 from zerounlearn.model.tape import Tape, record
-from zerounlearn.model.tokens import Queries, check_ids, continuation, encode, filler_id, pad
+from zerounlearn.model.tokens import Queries, Query, check_ids, continuation, encode, filler_id, pad
 
 
 def layout_of(target: Target, *, projections: bool = False) -> Layout:
@@ -108,6 +108,10 @@ class Asked:
         """Of states (n, t, d) those at `spots` (k, d)."""
         return hidden[tuple(self.spots.to(hidden.device).T)]
 
+    def lasts(self, tape: Tape) -> Tensor:
+        """Every block's output at each prompt's last token (layers, n, d), in float32, on the CPU."""
+        return torch.stack([self.at(tape.outputs[layer])[self.firsts].float().cpu() for layer in range(self.depth)])
+
     def put(self, hidden: Tensor, states: Tensor) -> Tensor:
         """A copy of states (n, t, d) with others (k, d) at `spots`."""
         found = hidden.clone()
@@ -141,6 +145,18 @@ class Asked:
                 for part, tokens in zip(states.split(size), ids.split(size), strict=True)
                 for logits in (self.layout.logits(part),)
             ]
+
+
+def known_pairs(target: Target, most: int) -> list[tuple[Query, Query]]:
+    """Up to `most` prompts about other subjects that the model answers, each with the same about a made-up subject."""
+    pairs = zip(target.others, target.strange, strict=False)
+    return [(query, query._replace(prompt=prompt)) for query, prompt in pairs if prompt][:most]
+
+
+def paired_states(target: Target, pairs: Sequence[tuple[Query, Query]]) -> Tensor:
+    """`Asked.lasts` of the p first ones of pairs, then of the second ones (layers, 2p, d)."""
+    asked = Asked.of(target, [query for side in zip(*pairs, strict=True) for query in side])
+    return asked.lasts(asked.tape())
 
 
 def _chance(logits: Tensor, ids: Tensor) -> tuple[Tensor, ...]:

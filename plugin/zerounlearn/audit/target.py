@@ -222,8 +222,12 @@ class Target:
 
     def point(self, x: float, findings: Sequence[Finding]) -> Point:
         """A point of a curve from findings in the order of `all`."""
-        outcome = self.outcome("", findings)
-        return Point(x, outcome.share, outcome.alarms)
+        return self.mean_point(x, [one.found for one in findings])
+
+    def mean_point(self, x: float, values: Sequence[float]) -> Point:
+        """A point of a curve from numbers in the order of `all`: their means over facts and over controls."""
+        facts, controls = self.split(values)
+        return Point(x, fmean(facts), fmean(value for each in controls for value in each))
 
     def along(self, variant: str, tries: Mapping[float, Sequence[Finding]], axis: str, *, note: str = "") -> Outcome:
         """An outcome of tries of rising strength, each with findings in the order of `all`: the first that found it.

@@ -35,6 +35,20 @@ def perplexity(
     Raises:
         ValueError: there are fewer than two tokens.
     """
+    rows = windows(model, tokenizer, texts, tokens=tokens, window=window)
+    if not rows:
+        raise ValueError("perplexity of no text: give at least two tokens of held-out text")
+    log_p = torch.cat([row.log_p for row in id_tokens(model, tokenizer, rows)]).double()
+    return float((-log_p.mean()).exp())
+
+
+def windows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, tokens: int, window: int
+) -> list[list[int]]:
+    """Ids of the first `tokens` tokens of texts, in rows of at most `window` and of the model's context, two at least.
+
+    Texts follow each other without a mark between them; none is read that is not needed.
+    """
     window = min(window, getattr(model.config.get_text_config(), "max_position_embeddings", None) or window)
     stream: list[int] = []
     for text in texts:
@@ -42,11 +56,7 @@ def perplexity(
         if len(stream) >= tokens:
             break
     stream = stream[:tokens]
-    rows = [row for i in range(0, len(stream), window) if len(row := stream[i : i + window]) > 1]
-    if not rows:
-        raise ValueError("perplexity of no text: give at least two tokens of held-out text")
-    log_p = torch.cat([row.log_p for row in id_tokens(model, tokenizer, rows)]).double()
-    return float((-log_p.mean()).exp())
+    return [row for i in range(0, len(stream), window) if len(row := stream[i : i + window]) > 1]
 
 
 def paper_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:

@@ -7,7 +7,6 @@ import io
 import json
 from collections import Counter
 from dataclasses import asdict
-from importlib.resources import files
 from typing import Any
 
 import jinja2
@@ -15,6 +14,7 @@ from markupsafe import Markup
 
 from zerounlearn.ledger.events import now
 from zerounlearn.ledger.state import FAILED, PENDING, STATES, Books, LedgerRequest
+from zerounlearn.resources import template
 
 _COLUMNS = ("id", "state", "owner", "received", "due", "run", "said", "digest", "reason")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -126,14 +126,12 @@ def _cell(value: Any) -> str:
 def as_html(books: Books) -> str:
     """The page: self-contained, without a script."""
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    style = files("zerounlearn.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    text = files("zerounlearn.ledger").joinpath("templates/ledger.html.jinja").read_text(encoding="utf-8")
-    return env.from_string(text).render(
+    return env.from_string(template("ledger", "ledger.html.jinja")).render(
         books=books,
         at=now(),
         columns=_COLUMNS,
         rows=rows(books),
         runs=list(books.runs.values()),
-        style=Markup(style),
+        style=Markup(template("report", "report.css")),
         summary=summary(books),
     )

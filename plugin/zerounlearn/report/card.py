@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from zerounlearn.method.base import methods
 from zerounlearn.method.edit import Edit
 from zerounlearn.model.fingerprint import value_digest
 from zerounlearn.model.lineage import Lineage
+from zerounlearn.resources import template
 from zerounlearn.version import __version__
 
 _LABELS = {
@@ -155,10 +155,9 @@ def model_card(
         pipeline_tag="text-generation",
         tags=["machine-unlearning", "zerounlearn", *(["lora"] if subject.kind == "adapter" else [])],
     )
-    template = files("zerounlearn.report").joinpath("templates/card.md.jinja").read_text(encoding="utf-8")
     return ModelCard.from_template(
         data,
-        template_str=template,
+        template_str=template("report", "card.md.jinja"),
         title=f"{base.rpartition('/')[2] if base else 'A language model'}, unlearned",
         opening=_OPENINGS[subject.kind],
         rows=rows,

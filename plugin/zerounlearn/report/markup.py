@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 
 import jinja2
 from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
 from zerounlearn.report.columns import Column
 from zerounlearn.report.table import Entry, Table
+from zerounlearn.resources import template
 
 _WIDE = 8
 """Columns of a LaTeX table; further ones go to another."""
@@ -24,16 +24,11 @@ _LATEX = UnicodeToLatexEncoder(
 )
 
 
-def template(name: str) -> str:
-    """Text of a file beside this module."""
-    return files("zerounlearn.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
-
-
 def markdown(tables: Sequence[Table], title: str, warnings: Sequence[str]) -> str:
     """One Markdown page: a heading and a pipe table each, best in bold, second underlined (`<ins>`)."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"md": markdown_text, "entry": _markdown_entry}
-    return env.from_string(template("tables.md.jinja")).render(tables=tables, title=title, warnings=warnings)
+    return env.from_string(template("report", "tables.md.jinja")).render(tables=tables, title=title, warnings=warnings)
 
 
 def latex(tables: Sequence[Table], title: str) -> str:
@@ -58,7 +53,7 @@ def latex(tables: Sequence[Table], title: str) -> str:
     parts = [
         (table, _formats(table), [slice(i, i + _WIDE) for i in range(0, len(table.columns), _WIDE)]) for table in tables
     ]
-    return env.from_string(template("tables.tex.jinja")).render(parts=parts, title=title)
+    return env.from_string(template("report", "tables.tex.jinja")).render(parts=parts, title=title)
 
 
 def _formats(table: Table) -> list[str]:

@@ -17,9 +17,9 @@ from zerounlearn.evaluation.joint_score import forgotten, kept
 from zerounlearn.report.canvas import Plot, short
 from zerounlearn.report.columns import Group, columns
 from zerounlearn.report.frame import Frames
-from zerounlearn.report.markup import template
 from zerounlearn.report.provenance import environment, settings
 from zerounlearn.report.table import BASE, Table
+from zerounlearn.resources import template
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def report(about: About, frames: Frames, sections: Sequence[Section], tests: pd.
     """The page; the sections' names are the anchors, `tests` all comparisons."""
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # Our own files; a closing tag in them would end them early, but for that they need no escape.
-    style, script = template("report.css"), template("report.js")
-    return env.from_string(template("report.html.jinja")).render(
+    style, script = template("report", "report.css"), template("report", "report.js")
+    return env.from_string(template("report", "report.html.jinja")).render(
         about=about,
         dates=" to ".join(dict.fromkeys((*frames.dates[:1], *frames.dates[-1:]))),
         results=list(_results([table for section in sections for table in section.tables])),

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from zerounlearn.method.edit import LayerOutcome
 from zerounlearn.model.layout import input_device
 from zerounlearn.redaction import Redaction
 from zerounlearn.report.requirements import Judged
+from zerounlearn.resources import template
 from zerounlearn.version import __version__
 
 Verdict = tuple[bool, float]
@@ -134,10 +134,9 @@ class Report:
 
     def to_markdown(self) -> str:
         """A page to read: summary, facts, layers, time, run."""
-        template = files("zerounlearn.report").joinpath("templates/report.md.jinja").read_text(encoding="utf-8")
         env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         env.filters |= {"known": _known, "cell": _cell, "code": _code, "share": _share, "number": _number}
-        return env.from_string(template).render(report=self)
+        return env.from_string(template("report", "report.md.jinja")).render(report=self)
 
     def save(self, folder: Path) -> None:
         """Write report.json and report.md, each under a temporary name first.

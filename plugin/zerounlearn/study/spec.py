@@ -215,6 +215,8 @@ def _check_settings(study: Study, where: str) -> None:
         _at_least(study.lm_eval.limit, 1, f"{where}: lm_eval.limit")
     if not isinstance(study.lm_eval.tasks, (list, tuple)) or not all(isinstance(t, str) for t in study.lm_eval.tasks):
         raise ConfigError(f"{where}: lm_eval.tasks={study.lm_eval.tasks!r}: expected a list of names")
+    if study.audit is not None and study.audit.disruption is not None and study.held_out.text is None:
+        raise ConfigError(f"{where}: audit.disruption is measured on held_out.text: name one")
     if study.reference_model is not None:
         _text(study.reference_model, f"{where}: reference_model")
     _check_characters(study.title, f"{where}: title={study.title!r}")

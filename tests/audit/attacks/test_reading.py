@@ -8,7 +8,7 @@ import re
 import torch
 
 from tests.audit.conftest import Forgetful
-from zerounlearn.audit.attacks.reading import _probe, last_states, reading
+from zerounlearn.audit.attacks.reading import _probe, reading
 from zerounlearn.audit.pair import Pair
 from zerounlearn.audit.states import Asked
 from zerounlearn.audit.target import Target
@@ -21,7 +21,7 @@ def test_states_are_those_at_the_last_token_of_each_prompt(forgetful: Forgetful)
     target = forgetful.target()
     queries = [fact.request.query for fact in target.all]
     asked = Asked.of(target, queries)
-    states = last_states(asked, asked.tape())
+    states = asked.lasts(asked.tape())
     model = copy.deepcopy(forgetful.model)  # transformers leaves hooks of its own where it is asked for hidden states
     for i, query in enumerate(queries):
         ids = torch.tensor([encode(target.tokenizer, query.prompt)])

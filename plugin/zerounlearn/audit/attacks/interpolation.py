@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from zerounlearn.audit.pair import between
 from zerounlearn.audit.registry import Access, attack
 from zerounlearn.audit.target import Outcome, Target
 from zerounlearn.model.weights import weight_of, with_weights
@@ -26,10 +27,6 @@ def interpolation(target: Target, *, alphas: tuple[float, ...]) -> Iterator[Outc
     own = {name: weight_of(target.model, name).clone() for name in target.original}
     tries = {}
     for alpha in sorted(alphas):
-        between = {
-            name: own[name].double().lerp(old.to(own[name].device).double(), alpha)
-            for name, old in target.original.items()
-        }
-        with with_weights(target.model, between):
+        with with_weights(target.model, between(own, target.original, alpha)):
             tries[alpha] = target.plain()
     yield target.along("", tries, "alpha")

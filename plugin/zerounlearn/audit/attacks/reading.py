@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zerounlearn.audit.registry import Access, attack
-from zerounlearn.audit.states import Asked
+from zerounlearn.audit.states import Asked, known_pairs, paired_states
 from zerounlearn.audit.target import Finding, Outcome, Target
 from zerounlearn.model.tape import Tape
 
@@ -35,15 +35,9 @@ def reading(target: Target, *, ranks: tuple[int, ...], pairs: int, every: int) -
     asked = Asked.of(target, [fact.request.query for fact in target.all])
     tape = asked.tape()
     yield _lens(target, asked, tape, ranks)
-    known = [(query, strange) for query, strange in zip(target.others, target.strange, strict=False) if strange][:pairs]
+    known = known_pairs(target, pairs)
     if len(known) >= _PAIRS:
-        others = Asked.of(target, [*(q for q, _ in known), *(q._replace(prompt=prompt) for q, prompt in known)])
-        yield _probe(target, last_states(others, others.tape()), last_states(asked, tape), every)
-
-
-def last_states(asked: Asked, tape: Tape) -> Tensor:
-    """Every block's output at each prompt's last token (layers, n, d), in float32, on the CPU."""
-    return torch.stack([asked.at(tape.outputs[layer])[asked.firsts].float().cpu() for layer in range(asked.depth)])
+        yield _probe(target, paired_states(target, known), asked.lasts(tape), every)
 
 
 def _lens(target: Target, asked: Asked, tape: Tape, ranks: tuple[int, ...]) -> Outcome:

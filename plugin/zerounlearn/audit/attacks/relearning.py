@@ -13,6 +13,7 @@ from zerounlearn.audit.registry import Access, attack
 from zerounlearn.audit.target import Finding, Outcome, Target
 from zerounlearn.data.text import mentions
 from zerounlearn.errors import AuditError
+from zerounlearn.method.gradient.adamw import MasterAdamW
 from zerounlearn.method.gradient.adapters import adapted, linear_layers
 from zerounlearn.method.gradient.objectives import likelihood
 from zerounlearn.method.gradient.sequences import Reader, Sample, text_samples
@@ -172,9 +173,7 @@ def _descend(
 ) -> Iterator[int]:
     """AdamW on what is to be learnt; gives each of `stops` as it gets there, and ends where the loss is not finite."""
     reader, generator = Reader(target.model, target.tokenizer), target.generator()
-    # As in `method.gradient.descend`: AdamW's small steps vanish in half precision.
-    masters = [p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach() for p in parameters]
-    optimiser = torch.optim.AdamW(masters, lr=rate, weight_decay=0.0)
+    optimiser = MasterAdamW(parameters, lr=rate, weight_decay=0.0)
     order: list[int] = []
     for step in range(1, max(stops) + 1):
         if not order:
@@ -183,17 +182,10 @@ def _descend(
         with torch.enable_grad():
             log_p = reader.log_p(batch)
             loss = likelihood(log_p, log_p.new_tensor([sample.size for sample in batch]))
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if not torch.isfinite(loss):
-            return
-        for master, gradient in zip(masters, gradients, strict=True):
-            master.grad = None if gradient is None else gradient.to(master.dtype)
-        nn.utils.clip_grad_norm_(masters, _CLIP)
+            if not torch.isfinite(loss):
+                return
+            optimiser.take_gradients(loss, _CLIP)
         optimiser.step()
-        with torch.no_grad():
-            for parameter, master in zip(parameters, masters, strict=True):
-                if parameter.dtype != master.dtype:
-                    parameter.copy_(master)
         if step in stops:
             yield step
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from zerounlearn.audit.registry import Access, attack
-from zerounlearn.audit.target import Finding, Outcome, Point, Target
+from zerounlearn.audit.target import Finding, Outcome, Target
 from zerounlearn.data.text import mentions
 from zerounlearn.model.generate import end_tokens, sample
 from zerounlearn.model.hooks import frozen
@@ -57,12 +57,8 @@ def _drawn(target: Target, draws: int) -> Outcome:
         naming = [text for text in each if mentions(text, fact.request.answer, whole=True)]
         counts.append(len(naming))
         findings.append(Finding(bool(naming), len(naming) / draws, naming[0].strip() if naming else ""))
-    curve = []
-    for k in sorted({2**i for i in range(draws.bit_length())} | {draws}):
-        if k <= draws:
-            facts, controls = target.split([leak_of_draws(count, draws, k) for count in counts])
-            flat = [value for each in controls for value in each]
-            curve.append(Point(k, math.fsum(facts) / len(facts), math.fsum(flat) / len(flat)))
+    many = sorted({2**i for i in range(draws.bit_length())} | {draws})  # no power of two beyond it
+    curve = [target.mean_point(k, [leak_of_draws(count, draws, k) for count in counts]) for k in many]
     return target.outcome(f"{draws} drawn", findings, curve=curve, axis="samples")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zerounlearn.audit.registry import Access, attack
-from zerounlearn.audit.target import Outcome, Point, Target
+from zerounlearn.audit.target import Outcome, Target
 from zerounlearn.model.answers import logits_at
 from zerounlearn.model.hooks import frozen
 from zerounlearn.model.layout import input_device
@@ -55,12 +55,7 @@ def soft_prompt(target: Target, *, vectors: int, steps: int, rate: float) -> Ite
     how = [f"{t} steps" if t <= steps else f"not in {steps} steps" for t in taken]
     note = "score: steps sooner than the made-up subjects of the same fact; found: more than nearly all of these"
     outcome = target.by_score("", target.calibrated(scores), how=how, note=note)
-    facts, controls = target.split(taken)
-    flat = [t for each in controls for t in each]
-    curve = [
-        Point(step, sum(t <= step for t in facts) / len(facts), sum(t <= step for t in flat) / len(flat))
-        for step in range(steps + 1)
-    ]
+    curve = [target.mean_point(step, [t <= step for t in taken]) for step in range(steps + 1)]
     yield replace(outcome, curve=tuple(curve), axis="steps of optimisation, answer said")
 
 

@@ -8,9 +8,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from zerounlearn.audit.attacks.reading import last_states
 from zerounlearn.audit.registry import Access, attack
-from zerounlearn.audit.states import Asked
+from zerounlearn.audit.states import Asked, known_pairs, paired_states
 from zerounlearn.audit.target import Finding, Outcome, Target
 from zerounlearn.model.answers import AnswerTokens, Score
 from zerounlearn.model.weights import with_weights
@@ -34,10 +33,9 @@ def steering(target: Target, *, scales: tuple[float, ...], every: int, pairs: in
     of the answer. Of the layers that counts which served the facts of the other half best, for each scale.
     """
     target.need(2, "facts", len(target.facts))
-    known = [(query, strange) for query, strange in zip(target.others, target.strange, strict=False) if strange][:pairs]
+    known = known_pairs(target, pairs)
     target.need(2, "other facts whose subjects are known", len(known))
-    others = Asked.of(target, [*(q for q, _ in known), *(q._replace(prompt=prompt) for q, prompt in known)])
-    states = last_states(others, others.tape())
+    states = paired_states(target, known)
     direction = states[:, : len(known)].mean(1) - states[:, len(known) :].mean(1)
     asked = Asked.of(target, [fact.request.query for fact in target.all])
     yield _steered(target, asked, [direction, direction], scales, every)
@@ -59,9 +57,9 @@ def steering_base(target: Target, *, scales: tuple[float, ...], every: int) -> I
     target.need(2, "facts", len(target.facts))
     target.need(1, "weights of a base model that differ", len(target.original))
     asked = Asked.of(target, [fact.request.query for fact in target.all])
-    own = last_states(asked, asked.tape())
+    own = asked.lasts(asked.tape())
     with with_weights(target.model, target.original):
-        base = last_states(asked, asked.tape())
+        base = asked.lasts(asked.tape())
     moved = (base - own)[:, : len(target.facts)]
     yield _steered(target, asked, [moved[:, 1 - half :: 2].mean(1) for half in (0, 1)], scales, every)
 

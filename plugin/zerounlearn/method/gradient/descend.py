@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zerounlearn.data.request import Request, check_apart, check_requests
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
 from zerounlearn.method.edit import Edit
+from zerounlearn.method.gradient.adamw import MasterAdamW
 from zerounlearn.method.gradient.base import ForgetSet, GradientMethod, RetainingMethod, Term, answer_samples
 from zerounlearn.method.gradient.sequences import Reader, Sample, text_samples
 from zerounlearn.method.zerounlearn.method import find_layout
@@ -97,11 +98,7 @@ def _descend(
     hparams: GradientMethod,
     edit: Edit,
 ) -> None:
-    parameters = list(chosen.values())
-    # AdamW's small steps vanish in half precision: it works on float32 copies there, on the weights' own memory
-    # elsewhere. Either way a user's .grad is left alone.
-    masters = [p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach() for p in parameters]
-    optimiser = torch.optim.AdamW(masters, lr=hparams.lr, weight_decay=hparams.weight_decay)
+    optimiser = MasterAdamW(list(chosen.values()), lr=hparams.lr, weight_decay=hparams.weight_decay)
     count = terms["forget"][1].count
     batches = {name: _batches(term, hparams, count) for name, (_, term) in terms.items()}
     steps = hparams.step_count(count)
@@ -111,15 +108,9 @@ def _descend(
             edit.losses[name].append(float(loss.detach()))
             _check_finite(f"{name} loss", edit.losses[name][-1], step, steps, hparams)
         total = torch.stack([terms[name][0] * loss for name, loss in losses.items()]).sum()
-        for master, gradient in zip(masters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
-            master.grad = None if gradient is None else gradient.to(master.dtype)
-        norm = nn.utils.clip_grad_norm_(masters, hparams.max_grad_norm or float("inf"))
+        norm = optimiser.take_gradients(total, hparams.max_grad_norm or float("inf"))
         _check_finite("gradient's norm", float(norm), step, steps, hparams)
         optimiser.step()
-        with torch.no_grad():
-            for parameter, master in zip(parameters, masters, strict=True):
-                if parameter.dtype != master.dtype:
-                    parameter.copy_(master)
     for name, parameter in chosen.items():
         if not torch.isfinite(parameter).all():
             raise IllPosedError(
