@@ -98,7 +98,7 @@ def optimise(
     with (
         frozen(layout.model),
         tqdm(
-            total=len(chunks) * (hparams.v_num_grad_steps if hparams.reproduce == "exact" else hparams.v_steps + 1),
+            total=len(chunks) * _evaluations(hparams),
             desc=progress,
             unit="step",
             disable=None if progress else True,
@@ -269,7 +269,7 @@ class _Adam:
 
     def __init__(self, search: _Search) -> None:
         assert search.hparams.v_lr is not None, "a run measures it"
-        self.search, self.evaluations = search, search.hparams.v_num_grad_steps
+        self.search = search
         self.optimiser = torch.optim.Adam([search.delta], lr=search.hparams.v_lr)
 
     def judge(self, live: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,7 @@ class _Polyak:
     """
 
     def __init__(self, search: _Search) -> None:
-        self.search, self.evaluations = search, search.hparams.v_steps + 1
+        self.search = search
         self.found = search.delta.detach().clone()
         self.slope = torch.zeros_like(self.found)
         self.lowest = torch.full_like(search.origin[:, 0], float("inf"))
@@ -321,6 +321,11 @@ class _Polyak:
         self.search.move(self.found - (length / steepness)[:, None] * self.slope)
 
 
+def _evaluations(hparams: LocatedEdit) -> int:
+    """How often the losses are taken, at most; the last time without a step after it."""
+    return hparams.v_num_grad_steps if hparams.reproduce == "exact" else hparams.v_steps + 1
+
+
 def _optimise_chunk(
     layout: Layout,
     tokenizer: PreTrainedTokenizerBase,
@@ -333,8 +338,9 @@ def _optimise_chunk(
     descent = (_Adam if hparams.reproduce == "exact" else _Polyak)(search)
     initial = torch.zeros_like(search.origin[:, 0])
     final, steps = initial.clone(), torch.zeros(len(problems), dtype=torch.long)
-    for step in range(descent.evaluations):
-        stepping = step < descent.evaluations - 1
+    evaluations = _evaluations(hparams)
+    for step in range(evaluations):
+        stepping = step < evaluations - 1
         search.delta.grad = None
         nll, total = search.losses(first=step == 0, slopes=stepping)
         live = torch.tensor(sorted(search.active), device=total.device)
@@ -350,7 +356,7 @@ def _optimise_chunk(
         bar.update()
         search.finish(set(live[done].tolist()))
         if not search.active or not stepping:
-            bar.update(descent.evaluations - step - 1)
+            bar.update(evaluations - step - 1)
             break
         with torch.no_grad():
             descent.step()
