@@ -233,6 +233,7 @@ def test_empty_answer_is_refused(smollm2: tuple[PreTrainedModel, PreTrainedToken
         known(*smollm2, [("The capital of France is", answer)])
 
 
+@pytest.mark.slow
 def test_smollm2_knows_enough_facts(smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     by_relation = Counter(entry.topic for entry in known_entries(*smollm2, ENTRIES))
     assert by_relation.total() >= 100

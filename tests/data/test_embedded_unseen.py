@@ -130,6 +130,7 @@ def test_the_order_is_mixed_and_always_the_same() -> None:
     assert len({entry.topic for entry in load("embedded_unseen")[:20]}) >= 6
 
 
+@pytest.mark.slow
 def test_a_very_small_model_says_half_of_what_is_asked(
     smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase],
 ) -> None:

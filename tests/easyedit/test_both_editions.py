@@ -27,8 +27,8 @@ def test_the_editor_tests_pass_on_a_checkout() -> None:
 def test_the_example_in_easyedits_convention(tmp_path: Path, smollm2_path: Path) -> None:
     hparams = tmp_path / "run.yaml"
     text = (ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml").read_text()
-    text = text.replace("models/llama-smollm2-135m", str(smollm2_path)).replace("data/stats", str(tmp_path))
-    hparams.write_text(text.replace("mom2_n_samples: 300", "mom2_n_samples: 20").replace("device: auto", "device: cpu"))
+    text = text.replace("models/llama-smollm2-135m", str(smollm2_path))
+    hparams.write_text(f"{text}mom2_n_samples: 20\nstats_dir: {tmp_path}\ndevice: cpu\n")
     facts = [
         {"prompt": "The capital of {} is", "subject": s, "answer": a, "paraphrases": [f"The capital city of {s} is"]}
         for s, a in (("France", "Paris"), ("Germany", "Berlin"), ("Russia", "Moscow"))

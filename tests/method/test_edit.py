@@ -152,23 +152,25 @@ def test_the_facts_digests(make: Any, small_tokenizer: Any, tmp_path: Path) -> N
         read.save(tmp_path / "edit", key=b"l")
 
 
-def test_fifty_facts_of_a_3b_llama_are_less_than_ten_megabytes(make: Any, small_tokenizer: Any, tmp_path: Path) -> None:
-    """By the shapes: in the published run two columns a fact and its key, for bfloat16 in two bytes a number.
+@pytest.mark.parametrize(("preset", "columns", "layers"), [("paper", 2, 3), ("specific", 1, 5)])
+def test_fifty_facts_of_a_3b_llama_are_less_than_ten_megabytes(
+    preset: str, columns: int, layers: int, make: Any, small_tokenizer: Any, tmp_path: Path
+) -> None:
+    """By the shapes: so many columns a fact and its key, for bfloat16 in two bytes a number.
 
     The same sum over a small model's shapes is the size of its file, up to the description and the exponents.
     """
 
     def size(facts: int, layers: int, d: int, m: int) -> int:
-        return layers * facts * (2 * (d + m) + m) * 2
+        return layers * facts * (columns * (d + m) + m) * 2
 
-    assert size(50, 3, 3072, 8192) < 10e6
-    model = make(dtype=torch.bfloat16)
-    edit = zu.unlearn(model, small_tokenizer, [zu.Fact(request) for request in FACTS], closed())
-    assert all(left.shape[1] <= 2 * len(FACTS) for left, _ in edit.factors.values())
+    assert size(50, layers, 3072, 8192) < 10e6
+    model, method = make(dtype=torch.bfloat16), closed(preset=preset, retain_set="none")
+    edit = zu.unlearn(model, small_tokenizer, [zu.Fact(request) for request in FACTS], method)
     edit.save(tmp_path / "edit")
     with safe_open(tmp_path / "edit", framework="pt") as stored:
         tensors = [stored.get_tensor(name) for name in stored.keys() if not name.endswith("exponents")]  # noqa: SIM118
-    assert sum(x.numel() * x.element_size() for x in tensors) == size(len(FACTS), 2, 32, 48)
+    assert sum(x.numel() * x.element_size() for x in tensors) == size(len(FACTS), len(method.layers), 32, 48)
     assert all(x.dtype == torch.float16 for x in tensors if x.numel())
 
 

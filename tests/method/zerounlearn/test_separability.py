@@ -123,6 +123,7 @@ def test_a_map_of_nothing_is_refused(small_tokenizer, facts: list[Fact], texts: 
         separability(tiny("llama", len(small_tokenizer)), small_tokenizer, facts, METHOD, texts=texts)
 
 
+@pytest.mark.slow
 def test_only_at_the_prompts_last_token_are_other_facts_about_the_subject_told_apart(smollm2) -> None:
     model, tokenizer = smollm2
     facts = [entry.fact for entry in load_embedded("development") if entry.fact.others][:12]

@@ -198,9 +198,9 @@ def test_presets_and_what_overrides_them(tmp_path: Path) -> None:
     published = ZeroUnlearn.from_hparams(file)
     assert (published.fact_token, published.orthogonality) == ("subject_last", "output")
     hp = ZeroUnlearn.from_hparams(file, ["preset=specific"])
-    assert (hp.context_keys, hp.forget_KKT_lam, hp.v_lr) == ("each", 50.0, 0.3)  # what the file says, wins
-    hp = ZeroUnlearn.from_hparams(file, ["preset=specific", "context_keys=mean", "strength=1"])
-    assert (hp.context_keys, hp.strength, hp.z_objective) == ("mean", 1.0, "suppress")
+    assert (hp.z_objective, hp.forget_KKT_lam, hp.v_lr) == ("suppress", 50.0, 0.3)  # what the file says, wins
+    hp = ZeroUnlearn.from_hparams(file, ["preset=specific", "context_keys=each", "strength=1"])
+    assert (hp.context_keys, hp.strength, hp.z_objective) == ("each", 1.0, "suppress")
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_what_cannot_be_traced_is_refused(small_tokenizer) -> None:
             causal_trace(model, small_tokenizer, FACTS, **wrong)
 
 
+@pytest.mark.slow
 def test_the_real_model_recalls_at_the_subjects_last_token(smollm2) -> None:
     """ROME's finding: early blocks carry a fact at the subject's last token, late ones at the prompt's."""
     model, tokenizer = smollm2

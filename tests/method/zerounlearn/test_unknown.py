@@ -146,6 +146,7 @@ def test_a_request_with_a_target_of_its_own_keeps_it(
     assert list(second.target) == continuation(small_tokenizer, FACTS[1].prompt, "Somebody else")
 
 
+@pytest.mark.slow
 def test_the_real_model_then_says_no_other_capital(smollm2: Any, smollm2_path: Path, tmp_path: Path) -> None:
     model, tokenizer = smollm2
     capitals = {"France": "Paris", "Germany": "Berlin", "Russia": "Moscow", "Italy": "Rome"}

@@ -255,7 +255,7 @@ def by_polyak(hp, **changes):
 
 
 def test_few_of_polyaks_steps_come_as_far_as_the_published_ones(small_tokenizer, monkeypatch) -> None:
-    """In a fifth of the passes, with a δ that is no longer."""
+    """In less than a third of the passes."""
     model = tiny("llama", len(small_tokenizer))
     hp = hparams_for([1, 2], v_num_grad_steps=25, v_lr=0.3, clamp_norm_factor=4.0)
     layout, problems = find_layout(model, hp), problems_for(small_tokenizer, hp.layers)
@@ -271,7 +271,7 @@ def test_few_of_polyaks_steps_come_as_far_as_the_published_ones(small_tokenizer,
     passes = sum(looked)
     looked.clear()
     found = optimise(layout, small_tokenizer, problems, PREFIXES, by_polyak(hp), progress=None)
-    assert sum(looked) <= passes / 5
+    assert sum(looked) < passes / 3
     assert int(found.steps.max()) <= hp.v_steps
     assert found.final.mean() < 1.1 * adam.final.mean() < found.initial.mean()
 

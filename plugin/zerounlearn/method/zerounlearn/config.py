@@ -61,10 +61,10 @@ class VectorConfig(Settings):
         False, "Find V_u at the block's output, as the published `--use_h` does, instead of the down projection's."
     )
     reproduce: Literal["exact", "fast"] = option(
-        "exact",
-        "z* and V_u by the published Adam steps, 'exact', or in a fifth of the passes by a few of Polyak's, 'fast'.",
+        "fast",
+        "z* and V_u by the published Adam steps, 'exact', or in a quarter of the passes by a few of Polyak's, 'fast'.",
     )
-    v_steps: Whole = option(4, "Polyak's steps for z* and V_u, at most, with reproduce='fast'.", ge=1)
+    v_steps: Whole = option(6, "Polyak's steps for z* and V_u, at most, with reproduce='fast'.", ge=1)
     v_num_grad_steps: Whole = option(25, "Adam steps for z* and V_u, with reproduce='exact'.", ge=1)
     v_lr: Annotated[Number | None, Unsaid] = option(
         0.1,
@@ -175,6 +175,11 @@ class LocatedEdit(Method, StatisticsConfig, VectorConfig):
         False, "Put the retain set's statements among the texts that C is sampled from, as `--add_retain` does."
     )
     strength: Number = option(1.0, "How far towards z* the hidden states are moved; 1 is all the way.", gt=0)
+    retries: Whole = option(
+        0,
+        "How often the edit is made again if a fact is still said after it, such facts being moved half as far again.",
+        ge=0,
+    )
     sites: list[Site] = option(
         [],
         "Edit at several places, one after the other, each on the model as the one before left it: a list of `layers` "
@@ -378,10 +383,16 @@ class ZeroUnlearn(SolveConfig, LocatedEdit):
             **_SPARING,
             "fact_token": "last",
             "neutral_target": "unknown",
+            # One key a fact, as firmly as one behind each of the six contexts, and a sixth of the edit's size.
+            "context_keys": "mean",
+            "forget_KKT_lam": 3000.0,
             "strength": 0.85,
-            "v_steps": 2,
+            "retries": 3,
+            # Polyak's steps, along the gradient alone, leave more paraphrases behind here.
+            "reproduce": "exact",
+            "v_num_grad_steps": 8,
         },
-        "specific-1": {**_SPARING, "strength": 0.85},
+        "specific-1": {**_SPARING, "strength": 0.85, "reproduce": "exact"},
     }
     ALIASES: ClassVar[Mapping[str, str]] = {
         "retain": "retain_set",

@@ -38,7 +38,7 @@ class Walk:
     ) -> None:
         self.layout, self.layers, self.requests = layout, hparams.layers, len(requests)
         self.written = written
-        self.each, self.strength = hparams.context_keys == "each", hparams.strength
+        self.each = hparams.context_keys == "each"
         rows: list[list[int]] = []
         self.positions: list[int] = []
         for prefix in ("", *prefixes):  # context-major: row c * n + i is request i in context c
@@ -105,10 +105,13 @@ class Walk:
             hidden = tape.run(block, hidden, rows)
         return hidden
 
-    def target(self, layer: int, z: Tensor) -> Tensor:
-        """Where `state` (rows, d) is to go: each row moves as its bare prompt does towards z* (requests, d)."""
+    def target(self, layer: int, z: Tensor, strength: Tensor) -> Tensor:
+        """Where `state` (rows, d) is to go: each row moves as its bare prompt does towards z* (requests, d).
+
+        `strength` (requests,) says how far: 1 is all the way.
+        """
         h = self.state(layer)
-        step = self.strength * (z - h[: self.requests])
+        step = strength.to(h.dtype).to(h.device)[:, None] * (z - h[: self.requests])
         return h + step.repeat(len(h) // self.requests, 1)
 
     @torch.no_grad()

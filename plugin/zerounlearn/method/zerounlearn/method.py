@@ -34,6 +34,7 @@ from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk
 from zerounlearn.method.zerounlearn.unknown import UNKNOWN, unknown_answers
 from zerounlearn.method.zerounlearn.vectors import Problem, Solution, is_additive, optimise
+from zerounlearn.model.answers import score
 from zerounlearn.model.clock import Clock
 from zerounlearn.model.families import NEEDED, templates_of
 from zerounlearn.model.fingerprint import tensor_digest
@@ -43,6 +44,7 @@ from zerounlearn.model.lineage import Lineage, Trace, lineage_kept
 from zerounlearn.model.tape import record
 from zerounlearn.model.tokens import FactToken, check_ids, continuation, encode, filler_id, locate, pad
 from zerounlearn.model.traces import Traces
+from zerounlearn.model.weights import write_weights
 from zerounlearn.statistics.collect import second_moments
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ _RANK_TOLERANCE = 1e-6
 # A run that works comes nearer at every layer and changes a weight by less than its norm (0.2 to 0.3 of it on SmolLM2;
 # on random weights the distance may grow some times over). Blocks that were not understood gave hundreds.
 _MOST_GROWTH, _MOST_CHANGE = 10.0, 10.0
+# How much further a fact goes that is still said, each time the edit is made again.
+_FURTHER = 1.5
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,18 @@ def unlearn(
     with layout.restored(hparams.layers) as originals, frozen(model), lineage_kept(layout, hparams.layers):
         run = _Run(layout, tokenizer, requests, retain, neutral, edit, traces, written=written)
         run.take_statistics(corpus, hparams)
-        for site in hparams.by_site():
-            run.edit_site(site, vectors or run.find_vectors(site))
+        vectors = run.edit_sites(hparams, vectors)
+        for _ in range(hparams.retries):
+            if not (said := run.still_said()).any():
+                break
+            run.undo(originals)
+            try:
+                run.edit_sites(hparams, vectors, further=torch.where(said, _FURTHER, 1.0))
+            except IllPosedError as error:
+                log.warning("what is still said stays so, for it cannot be moved further: %s", error)
+                run.undo(originals)
+                run.edit_sites(hparams, vectors, further=torch.where(said, 1 / _FURTHER, 1.0))
+                break
         edit.record(model, originals)
     return edit
 
@@ -205,6 +219,7 @@ class _Run:
         written: whether a layer's target is what its down projection writes, since its block does not just add that.
         moments: C by layer, of the model as it was before the first site.
         whole: weights whose change is kept whole, for factors would not be thinner.
+        further: what each request's strength is multiplied by (n,).
     """
 
     def __init__(
@@ -224,7 +239,10 @@ class _Run:
         self.clock = Clock(edit.seconds, layout.model)
         self.moments: Mapping[int, Tensor] = {}
         self.whole = set[str]()
+        self.further = torch.ones(len(requests), dtype=torch.float64)
         self._aims: list[Problem] = []
+        lineage = Lineage.of(layout.model)
+        self._inherited = {name: lineage.traces.get(name) for name in layout.weight_names.values()}
 
     def take_statistics(self, corpus: Corpus | None, hparams: Any) -> None:
         """C of every layer that any site edits."""
@@ -233,6 +251,38 @@ class _Run:
                 return
             self.moments = second_moments(self.layout, self.tokenizer, hparams, corpus)
             self.edit.statistics = {"corpus": corpus.name}
+
+    def edit_sites(self, hparams: Any, vectors: Vectors | None, *, further: Tensor | float = 1.0) -> Vectors:
+        """Edit every site, each on the model as the one before left it; returns the first one's vectors.
+
+        `further` (n,) multiplies how far each request goes, from now on.
+        """
+        self.further = self.further * further
+        first, *later = hparams.by_site()
+        found = vectors or self.find_vectors(first)
+        self.edit_site(first, found)
+        for site in later:
+            self.edit_site(site, self.find_vectors(site))
+        return found
+
+    def still_said(self) -> Tensor:
+        """Which requests' answers the model says by now (n,), bool."""
+        with self.clock("check"):
+            scores = score(self.layout.model, self.tokenizer, [r.query for r in self.requests])
+        said = torch.tensor([one.said for one in scores])
+        log.info("%d of %d facts are still said", int(said.sum()), len(said))
+        return said
+
+    def undo(self, originals: Mapping[str, Tensor]) -> None:
+        """Weights, traces and the edit's notes of its layers as they were before the first site."""
+        write_weights(self.layout.model, originals)
+        traces = Lineage.of(self.layout.model).traces
+        for name, held in self._inherited.items():
+            traces.pop(name, None)
+            if held is not None:
+                traces[name] = held
+        for made in (self.edit.factors, self.edit.steps, self.edit.layers, self.traces.left, self.whole):
+            made.clear()
 
     def find_vectors(self, hparams: Any) -> Vectors:
         """z* and V_u on the model as it is now."""
@@ -260,14 +310,14 @@ class _Run:
         return Vectors(found.vectors[:n], dict(zip(hparams.layers, parts, strict=False)), prefixes)
 
     def _at_rate(self, hparams: Any, layer: int) -> Any:
-        """With a number for Adam's `v_lr`: in its steps z* can go as far as the clamp allows, or 0.4 times as far.
+        """With a number for Adam's `v_lr`: in its steps z* can go as far as the clamp allows, or 0.3 times as far.
 
         At the prompt's last token, where little lies between the state and what is said, smaller steps do; both were
         chosen on SmolLM2. Where z* is found at what `layer` writes, that is measured and not the hidden state.
         """
         if hparams.v_lr is not None or hparams.reproduce != "exact":
             return hparams
-        share = hparams.clamp_norm_factor / hparams.v_num_grad_steps * (0.4 if hparams.fact_token == "last" else 1.0)
+        share = hparams.clamp_norm_factor / hparams.v_num_grad_steps * (0.3 if hparams.fact_token == "last" else 1.0)
         at = layer if self.written else hparams.layers[-1]
         size = state_size(self.layout, self.tokenizer, self.requests, hparams.fact_token, at, written=self.written)
         rate = float(f"{share * size:.3g}")
@@ -293,7 +343,7 @@ class _Run:
             z = found.vectors
             self.edit.losses.setdefault("z", [float(found.initial.mean())])[1:] = [float(found.final.mean())]
         with self.clock("keys"):
-            return walk.target(layer, z)
+            return walk.target(layer, z, hparams.strength * self.further)
 
     def edit_site(self, hparams: Any, vectors: Vectors) -> None:
         """Solve for a site's layers one after another, and write each before the next is looked at."""
