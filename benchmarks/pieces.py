@@ -144,14 +144,16 @@ def statistics_piece(bench: Bench) -> list[Run]:
 
 
 def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None = None) -> list[Run]:
-    """Everything but the statistics, ours and plain; with `measured_n` the plain one does so many of the n.
+    """Everything but the statistics: ours by the published steps and by the default ones, and plain by the published.
+
+    With `measured_n` the plain one does so many of the n.
 
     Requests take unequal numbers of steps, which are the same in both: the time of z and V_u is scaled up by the steps
     times tokens that all of them take over those of the ones that were measured.
     """
     facts = bench.facts(n)
     requests = [fact.request for fact in facts]
-    ours, theirs = Stopwatch(), Stopwatch()
+    ours, fast, theirs = Stopwatch(), Stopwatch(), Stopwatch()
     flops: list[float] = []
     work: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -184,6 +186,18 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
                 score(bench.model, bench.tokenizer, _pairs(facts))
             ours.next()
             bench.put_back(originals)
+        for _ in range(repetitions):
+            with fast("total without statistics"):
+                quick = algorithm.unlearn(
+                    bench.model, bench.tokenizer, requests, hp.replace(reproduce="fast"), bench.corpus
+                )
+            for stage, seconds in quick.seconds.items():
+                if stage in ("contexts", "keys", "solve"):
+                    fast.add(stage, seconds)
+            fast.add("z+sensitive", quick.seconds["vectors"])
+            fast.add("total without statistics", -quick.seconds["statistics"])
+            fast.next()
+            bench.put_back(originals)
         if outcome.vectors.prefixes != bench.prefixes:
             raise RuntimeError("the two implementations would not have had the same contexts")
         some = facts[:: n // measured_n] if measured_n else facts
@@ -210,6 +224,7 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
             run["flops"] = statistics.median(flops)
     chosen = [fact.request.prompt for fact in some]
     factors = {stage: sum(each.values()) / sum(each[prompt] for prompt in chosen) for stage, each in work.items()}
+    runs += fast.runs("ours, fast", n)
     return runs + _with_sums(theirs.runs("plain", n, measured_n=measured_n, factors=factors, **more))
 
 

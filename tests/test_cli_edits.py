@@ -103,12 +103,12 @@ def test_the_edit_alone(shell: Shell, tmp_path: Path) -> None:
     shell.unlearn(0, "--output", tmp_path / "b", "--originals", fails="name it with --edit-only", code=2)
 
 
-def test_easyedits_own_methods_write_no_edit(tmp_path: Path) -> None:
+def test_an_edit_that_is_more_than_weights_is_no_file(tmp_path: Path) -> None:
     facts = tmp_path / "facts.json"
     facts.write_text(json.dumps([{"prompt": "The capital of {} is", "subject": "France", "answer": "Paris"}]))
-    hparams = Path(__file__).resolve().parents[1] / "hparams/MEMIT/smollm2-135m.yaml"
+    hparams = Path(__file__).resolve().parents[1] / "hparams/LoRA/smollm2-135m.yaml"
     words = ("unlearn", hparams, "--forget", facts, "--edit-only", tmp_path / "edit")
-    Shell(tmp_path)(*words, fails="is a method of EasyEdit, whose edits are no files: write a checkpoint with --output")
+    Shell(tmp_path)(*words, fails="so that its edits are no files: write a checkpoint with --output")
 
 
 def test_the_facts_are_told_by_digests_under_a_key(shell: Shell, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from torch import nn
 
 from tests.conftest import SENTENCES
 from tests.helpers import FACTS, tiny
+from zerounlearn.audit.pair import Pair
 from zerounlearn.data.request import Request
-from zerounlearn.errors import ConfigError, FrameworkError, IllPosedError, RequestError
+from zerounlearn.errors import AuditError, ConfigError, FrameworkError, IllPosedError, RequestError
 from zerounlearn.method.base import load_method
 from zerounlearn.method.base import methods as registry
+from zerounlearn.method.edit import Edit
 from zerounlearn.model.answers import score
 from zerounlearn.model.tokens import encode
 
@@ -159,6 +161,39 @@ def test_a_method_moves_every_request_to_the_end_token_and_is_undone(
     repeated = np.log([eos_probability(model, small_tokenizer, r) for r in requests])
     np.testing.assert_allclose(repeated, edited, atol=1e-4)
     undo()
+    assert same(state(model), before)
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f not in ("GRACE", "WISE", "LoRA")])
+def test_an_edit_that_only_changes_weights_is_one_like_ours(
+    folder: str, model: Any, small_tokenizer: Any, tmp_path: Path, here: Path
+) -> None:
+    """So that it can be kept in a file, put on again, and audited."""
+    before, hparams = state(model), load(folder, tmp_path)
+    edit = methods.FrameworkMethod(hparams).apply(model, small_tokenizer, END[:1])
+    assert edit.undo is None
+    assert edit.is_on(model)
+    edited = {name: model.get_parameter(name).detach().clone() for name in edit.names}
+    pair = Pair.of(model, edit)
+    assert all(torch.equal(pair.original[name], before["values"][name]) for name in edit.names)
+    edit.save(tmp_path / "edit.safetensors")
+    edit.revert(model)
+    after = state(model)
+    before["modules"] = after["modules"]  # the model now holds what is remembered of its edits
+    assert same(after, before)
+    Edit.load(tmp_path / "edit.safetensors").apply(model)
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in edited.items())
+
+
+@pytest.mark.parametrize("folder", ["GRACE", "WISE", "LoRA"])
+def test_one_that_wraps_modules_is_known_by_what_undoes_it(
+    folder: str, model: Any, small_tokenizer: Any, tmp_path: Path, here: Path
+) -> None:
+    before = state(model)
+    edit = methods.FrameworkMethod(load(folder, tmp_path)).apply(model, small_tokenizer, END[:1])
+    with pytest.raises(AuditError, match="wraps modules"):
+        Pair.of(model, edit)
+    edit.revert(model)
     assert same(state(model), before)
 
 

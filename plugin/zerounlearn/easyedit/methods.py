@@ -55,8 +55,6 @@ UNRELATED = (
 class FrameworkMethod(UnlearningMethod):
     """One of EasyEdit's methods with its hyperparameters, which are an object of EasyEdit's class."""
 
-    saves_edits = False  # an edit of theirs is known by what undoes it
-
     def __init__(self, hparams: Any, seed: int = 0) -> None:
         """Of what `load_framework_hparams` gives."""
         self.hparams = hparams
@@ -143,8 +141,18 @@ class FrameworkMethod(UnlearningMethod):
         """
         self.check_given(bool(retain))
         edit = Edit(self.alg_name, self.to_dict())
+        modules = [name for name, _ in model.named_modules()]
+        before = {name: model.get_parameter(name).detach().clone() for name in self.weight_names(model)}
         with Clock(edit.seconds, model)("edit"):
             edit.undo = apply(model, tokenizer, requests, self.hparams, neutral=EOS, seed=self.seed)
+        if [name for name, _ in model.named_modules()] == modules:  # nothing but weights has changed
+            try:
+                changed = {name: W for name, W in before.items() if not torch.equal(model.get_parameter(name), W)}
+                edit.record(model, changed or before)
+            except BaseException:
+                edit.undo()
+                raise
+            edit.undo = None
         return edit
 
 
@@ -152,8 +160,8 @@ def __getattr__(name: str) -> type[FrameworkMethod]:
     """A class for each of EasyEdit's methods, by which the registry finds it."""
     if not {name, name.replace("_", "-")} & {*METHODS, *ALIASES}:
         raise AttributeError(name)
-    wraps = name in ("GRACE", "WISE")
-    own = {"__doc__": f"EasyEdit's {name}.", "__module__": __name__, "wraps_modules": wraps}
+    own = {"__doc__": f"EasyEdit's {name}.", "__module__": __name__, "wraps_modules": name in ("GRACE", "WISE")}
+    own["saves_edits"] = name not in ("GRACE", "WISE", "LoRA")  # which is known by what undoes it
     return globals().setdefault(name, type(name, (FrameworkMethod,), own))
 
 

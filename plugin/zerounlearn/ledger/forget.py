@@ -157,8 +157,8 @@ def _check_method(method: UnlearningMethod) -> None:
         raise ConfigError(f"alg_name={method.alg_name!r} wraps modules, which no checkpoint can hold")
     if not method.saves_edits:
         raise ConfigError(
-            f"alg_name={method.alg_name!r} is a method of EasyEdit, whose edits are no files: the ledger keeps a file "
-            "of every run, so take one of ours (`zerounlearn list methods`)"
+            f"alg_name={method.alg_name!r} changes more than weights, so that its edits are no files: the ledger keeps "
+            "a file of every run, so take another (`zerounlearn list methods`)"
         )
 
 
