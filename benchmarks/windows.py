@@ -81,7 +81,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
     depth = model.config.num_hidden_layers
     every = method_of(f"layers={list(range(depth))}")
     second_moments(whole_layout(model, every), tokenizer, every, corpus)
-    for place in PLACES:
+    for place in reversed(PLACES):
         for first in range(depth - WIDTH + 1):
             file = OUTPUT / f"{seed}-{place}-{first}.json"
             if file.exists():
@@ -203,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     if not args.write:
-        model, tokenizer = load_model(MODEL, device="auto")
+        model, tokenizer = load_model(str(MODEL), device="auto")
         for seed in args.seeds:
             measure(model, tokenizer, seed)
         write_text(OUTPUT / "suggested.json", json.dumps(suggested(model, tokenizer)) + "\n")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.audit.conftest import TEXT, Forgetful, facts
+from zerounlearn.audit.registry import Access, attack, attacks
 from zerounlearn.audit.run import run_audit
-from zerounlearn.audit.target import Outcome
+from zerounlearn.audit.target import Outcome, Target
 from zerounlearn.data.fact import Fact
 from zerounlearn.data.request import Request
 from zerounlearn.report.columns import Goal, Group, column, columns
@@ -44,6 +45,25 @@ def test_the_numbers_are_those_of_the_audit(measures: Measures, forgetful: Forge
     assert numbers["audit/kl"] == pytest.approx(found.disruption)
     assert numbers["audit/wording"] == max(0, *(v.excess for v in found.variants if v.attack == "wording"))
     assert numbers["audit/any"] == sum(bool(found.against(i)) for i in range(4)) / 4
+
+
+def test_what_tells_of_something_beside_the_answer_brings_nothing_back(
+    measures: Measures, forgetful: Forgetful
+) -> None:
+    """As the probe of `reading` does, which knows that a subject is known."""
+
+    @attack("nosy", label="Nosy", access=Access.PLAIN, quick={})
+    def nosy(target: Target) -> list[Outcome]:
+        """Knows which are the facts."""
+        ranks = [float(len(target.all) - i) for i in range(len(target.all))]
+        return [target.by_score("who is asked", ranks, beside=True), target.by_score("nothing", [0.0] * len(ranks))]
+
+    try:
+        found = run_audit(forgetful.model, forgetful.tokenizer, facts(), forgetful.edit, only=["nosy"], text=TEXT)
+        assert [v.excess > 0 for v in found.variants] == [True, False]
+        assert taken(measures, forgetful, attacks=["nosy"])["audit/nosy"] == 0.0
+    finally:
+        attacks.remove("nosy")
 
 
 def test_an_edit_shrunk_to_next_to_nothing_has_forgotten_nothing(measures: Measures, forgetful: Forgetful) -> None:

@@ -161,8 +161,8 @@ def _saving(method: Any, file: Path | None, key: bytes | None, *, originals: boo
         return lambda edit: None
     if not method.saves_edits:
         raise ConfigError(
-            f"alg_name={method.alg_name!r} changes more than weights, so that its edits are no files: write a checkpoint "
-            "with --output"
+            f"alg_name={method.alg_name!r} changes more than weights, so that its edits are no files: write a "
+            "checkpoint with --output"
         )
     return lambda edit: edit.save(file, originals=originals, key=key)
 

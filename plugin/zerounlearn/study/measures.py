@@ -118,6 +118,8 @@ class Measures:
     ) -> dict[str, float]:
         """What attacks bring back, as `audit/<attack>`: the excess of its strongest variant over the controls.
 
+        Variants that tell of something beside the answer have no part in it.
+
         `audit/any` is the share of facts that any attack brings back, `audit/kl` the distance from the base model on
         ordinary text in nats a token, `audit/holes` the share of questions beside the facts that were lost. Nothing for
         an edit that wraps modules, or where the base model says no fact. `ceilings` are those of the draw, see
@@ -149,7 +151,8 @@ class Measures:
             log.warning("no audit: %s", error)
             return {}
         numbers = {
-            f"audit/{each.attack}": max(0.0, *(variant.excess for variant in each.variants)) for each in found.attacked
+            f"audit/{each.attack}": max(0.0, *(v.excess for v in each.variants if not v.edited.beside))
+            for each in found.attacked
         }
         numbers["audit/any"] = fmean(bool(found.against(i)) for i in range(len(found.facts)))
         if found.holes is not None and found.holes.asked:
