@@ -81,7 +81,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
     depth = model.config.num_hidden_layers
     every = method_of(f"layers={list(range(depth))}")
     second_moments(whole_layout(model, every), tokenizer, every, corpus)
-    for place in reversed(PLACES):
+    for place in reversed(PLACES):  # that of `specific` first
         for first in range(depth - WIDTH + 1):
             file = OUTPUT / f"{seed}-{place}-{first}.json"
             if file.exists():

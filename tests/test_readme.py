@@ -104,6 +104,17 @@ def test_the_table_of_texts_behind_c_is_what_was_measured(monkeypatch) -> None:
     assert {f"{size.removesuffix('m')} m" for size in sizes.SIZES} <= set(page.split(" | "))
 
 
+def test_the_table_of_windows_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    windows = importlib.import_module("windows")
+    page = windows.PAGE.read_text(encoding="utf-8")
+    assert windows.filled(page) == page
+    result = json.loads(windows.RESULT.read_text(encoding="utf-8"))
+    points = {(place, first): score for place, first, score in windows.by_window(result["runs"])}
+    suggested = points[result["suggested"]["place"], result["suggested"]["first"]]
+    assert suggested > max(points.values()) - 5
+
+
 def test_the_studies_tables_are_as_they_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = importlib.import_module("publish")
