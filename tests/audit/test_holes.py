@@ -42,6 +42,7 @@ def test_only_what_the_base_model_says_surely_is_asked(forgetful: Forgetful) -> 
     assert holes(same, target, 20).lost == 0
 
 
+@pytest.mark.slow
 def test_the_base_model_proposes_what_it_asks_and_none_of_the_answers(
     smollm2: tuple[PreTrainedModel, PreTrainedTokenizerBase],
 ) -> None:

@@ -206,6 +206,7 @@ def test_unlearn_forgets_and_reports(hp, smollm2, tmp_path: Path) -> None:
     assert "None" not in page.split("## Run")[0]
 
 
+@pytest.mark.slow
 def test_a_neutral_text_is_what_the_model_is_moved_to(hp, smollm2) -> None:
     """Of the three neutral targets the text is the one whose first token can be told from the others."""
     model, tokenizer = smollm2

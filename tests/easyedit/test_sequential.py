@@ -58,7 +58,8 @@ def test_one_by_one_in_chunks_and_as_one_batch(preset: str, smollm2_path: Path, 
     assert not torch.equal(kept[1], kept[6])
 
 
-@pytest.mark.parametrize("preset", ["paper", pytest.param("specific", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["paper", "specific"])
 def test_a_then_b_then_c_with_the_model_saved_in_between(
     preset: str, smollm2_path: Path, stats_dir: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_every_file_is_there(files: dict[str, bytes], cells: list[dict[str, Any]
     assert not [name for name in on_disk if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_the_same_cells_give_the_same_bytes_in_any_order_and_process(
     files: dict[str, bytes], cells: list[dict[str, Any]], tmp_path: Path
 ) -> None:
