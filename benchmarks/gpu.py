@@ -25,6 +25,7 @@ from unittest import mock
 import costs
 import scaling
 import torch
+from pages import between
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zerounlearn.api import unlearn_and_report
@@ -242,8 +243,7 @@ def share(reached: float, rate: Record) -> list[str]:
 
 def filled(page: str, record: Record) -> str:
     """The page with the tables between its marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{tables(record)}\n{END}{rest.split(END)[1]}"
+    return between(page, BEGIN, END, tables(record))
 
 
 def main() -> None:

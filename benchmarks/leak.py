@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import between
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import zerounlearn as zu
@@ -96,8 +97,7 @@ def table(runs: Sequence[Any]) -> str:
 
 def filled(page: str, runs: Sequence[Any]) -> str:
     """A page with the table put in."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(runs)}\n{END}{rest.split(END)[1]}"
+    return between(page, BEGIN, END, table(runs))
 
 
 def main() -> None:

@@ -34,11 +34,13 @@ from zerounlearn.data.sets.embedded import packaged_entries, split_entries
 from zerounlearn.demo.smollm2 import fetch_smollm2
 from zerounlearn.files import write_text
 from zerounlearn.method.base import load_method
+from zerounlearn.method.edit import Edit
 from zerounlearn.method.zerounlearn import method as algorithm
 from zerounlearn.method.zerounlearn.batches import build, distinct
 from zerounlearn.method.zerounlearn.config import ZeroUnlearn
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.model.answers import score
+from zerounlearn.model.families import families
 from zerounlearn.model.tokens import continuation
 from zerounlearn.statistics.collect import second_moments
 
@@ -65,12 +67,16 @@ class Bench:
         self.shape = costs.Shape.of(self.model.config)
 
     def hparams(self, stats_dir: str, **changes: Any) -> ZeroUnlearn:
-        fixed = {
-            "model_name": self.folder,
-            "stats_dir": stats_dir,
-            "mom2_n_samples": TEXTS,
-            "reproduce": "exact",
-        } | changes
+        fixed = (
+            families["llama"].to_dict()
+            | {  # spelled out, for the plain implementation reads them
+                "model_name": self.folder,
+                "stats_dir": stats_dir,
+                "mom2_n_samples": TEXTS,
+                "reproduce": "exact",
+            }
+            | changes
+        )
         return load_method(
             ROOT / "hparams/ZeroUnlearn/smollm2-135m.yaml", [*(f"{k}={v}" for k, v in fixed.items()), *self.overrides]
         )
@@ -174,28 +180,24 @@ def pair_piece(bench: Bench, n: int, *, repetitions: int, measured_n: int | None
 
             return run
 
+        def forgotten(clock: Stopwatch, run: ZeroUnlearn) -> Edit:
+            with clock("total without statistics"):
+                edit = algorithm.unlearn(bench.model, bench.tokenizer, requests, run, bench.corpus)
+            for stage in ("contexts", "keys", "solve"):
+                clock.add(stage, edit.seconds[stage])
+            clock.add("total without statistics", -edit.seconds["statistics"])
+            return edit
+
         for _ in range(repetitions):
-            with watched("optimise", counted), ours("total without statistics"):
-                outcome = algorithm.unlearn(bench.model, bench.tokenizer, requests, hp, bench.corpus)
-            for stage, seconds in outcome.seconds.items():
-                if stage in ("contexts", "keys", "solve"):
-                    ours.add(stage, seconds)
-            ours.add("total without statistics", -outcome.seconds["statistics"])
+            with watched("optimise", counted):
+                outcome = forgotten(ours, hp)
             edited = {name: bench.model.get_parameter(name).detach().clone() for name in originals}
             with ours("evaluate"):
                 score(bench.model, bench.tokenizer, _pairs(facts))
             ours.next()
             bench.put_back(originals)
         for _ in range(repetitions):
-            with fast("total without statistics"):
-                quick = algorithm.unlearn(
-                    bench.model, bench.tokenizer, requests, hp.replace(reproduce="fast"), bench.corpus
-                )
-            for stage, seconds in quick.seconds.items():
-                if stage in ("contexts", "keys", "solve"):
-                    fast.add(stage, seconds)
-            fast.add("z+sensitive", quick.seconds["vectors"])
-            fast.add("total without statistics", -quick.seconds["statistics"])
+            fast.add("z+sensitive", forgotten(fast, hp.replace(reproduce="fast")).seconds["vectors"])
             fast.next()
             bench.put_back(originals)
         if outcome.vectors.prefixes != bench.prefixes:

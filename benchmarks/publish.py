@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pages import between
+
 from zerounlearn.evaluation.registry import Group
 from zerounlearn.files import write_text
 from zerounlearn.study.spec import load_study
@@ -40,9 +42,7 @@ def marked(page: str) -> list[str]:
 def filled(page: str) -> str:
     """The page with each study's tables between its marks."""
     for name in marked(page):
-        begin, end = f"<!-- study {name} -->", f"<!-- end of study {name} -->"
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{tables(name)}\n{end}{rest.split(end)[1]}"
+        page = between(page, f"<!-- study {name} -->", f"<!-- end of study {name} -->", tables(name))
     return page
 
 

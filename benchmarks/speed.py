@@ -138,6 +138,11 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bar(stage: str, n: int | None, wanted: float, ratio: float) -> dict[str, Any]:
+    """A bar of the comparison, and whether it is met."""
+    return {"stage": stage, "n": n, "wanted": wanted, "ratio": ratio, "met": ratio >= wanted}
+
+
 def bars(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each bar of the comparison, and whether it is met."""
     found = []
@@ -145,26 +150,13 @@ def bars(runs: Sequence[Run]) -> list[dict[str, Any]]:
         d = 3072 if stage == "solve" else None
         own, other = find(runs, which, stage, n, d), find(runs, "plain", stage, n, d)
         if own and other:
-            ratio = other["seconds"] / own["seconds"]
-            stage += which.removeprefix("ours")
-            found.append({"stage": stage, "n": n, "wanted": wanted, "ratio": ratio, "met": ratio >= wanted})
+            found.append(bar(stage + which.removeprefix("ours"), n, wanted, other["seconds"] / own["seconds"]))
     own, rome = (find(runs, *of, 10) for of in (("ours, fast", "total without statistics"), ("easyedit-rome", "total")))
     if own and rome:
-        ratio = rome["seconds"] / own["seconds"]
-        found.append(
-            {"stage": "ROME, a request", "n": 10, "wanted": ROME_BAR, "ratio": ratio, "met": ratio >= ROME_BAR}
-        )
+        found.append(bar("ROME, a request", 10, ROME_BAR, rome["seconds"] / own["seconds"]))
     fraction = (find(runs, "ours", "z+sensitive", 50) or {}).get("fraction_of_matmul_rate")
     if fraction is not None:
-        found.append(
-            {
-                "stage": "z+sensitive, share of matmul rate",
-                "n": 50,
-                "wanted": 0.5,
-                "ratio": fraction,
-                "met": fraction >= 0.5,
-            }
-        )
+        found.append(bar("z+sensitive, share of matmul rate", 50, 0.5, fraction))
     return found
 
 

@@ -23,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from pages import between
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.core.moments import SecondMoment
@@ -218,9 +219,7 @@ def plot(records: Sequence[Record]) -> None:
 
 def filled(page: str) -> str:
     """The page with the table between its marks."""
-    before, rest = page.split(MARKS[0])
-    shown = table(json.loads(RESULT.read_text(encoding="utf-8")))
-    return f"{before}{MARKS[0]}\n{shown}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    return between(page, *MARKS, table(json.loads(RESULT.read_text(encoding="utf-8"))))
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ import argparse
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+
+from pages import between
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ("small_levels", "small_ablations", "small_sizes")
@@ -169,11 +170,7 @@ def sections() -> dict[str, str]:
 def filled(page: str) -> str:
     """The page with every experiment's tables between its marks."""
     for name, text in sections().items():
-        marks = f"<!-- supplement {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
-        page, count = pattern.subn(lambda _, marks=marks, text=text: f"{marks[0]}\n{text}\n{marks[1]}", page)
-        if count != 1:
-            raise SystemExit(f"{PAGE.name} has {count} places for {name}: expected one, {' … '.join(marks)}")
+        page = between(page, f"<!-- supplement {name} -->", f"<!-- end of {name} -->", text)
     return page
 
 

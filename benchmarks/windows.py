@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pages import between
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,8 +47,8 @@ PAIRS = {  # what the map says of a group, and what is then measured of it
     "paraphrases": "gen",
     "relation": "spe_relation",
     "subject": "spe_subject",
-    "unrelated": "spe_unrelated",
 }
+MEASURED = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated")
 Record = dict[str, Any]
 
 
@@ -61,54 +62,46 @@ def method_of(*settings: str) -> ZeroUnlearn:
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
     """Every window that has no result yet, with one draw."""
+    depth = model.config.num_hidden_layers
+    # The place of `specific` first.
+    windows = [(place, first) for place in reversed(PLACES) for first in range(depth - WIDTH + 1)]
+    files = {window: OUTPUT / f"{seed}-{window[0]}-{window[1]}.json" for window in windows}
+    if not (missing := [window for window in windows if not files[window].exists()]):
+        return
     spec = DataSpec("development facts", "embedded", options={"facts": "development"}, known=True)
     drawn = Data.load(spec).asked_of(model, tokenizer).draw(10, seed, retain_size=0, unrelated_size=40)
     requests = [fact.request for fact in drawn.facts]
     asked = {query[0] for query in drawn.probes.items()}
-    retain = method_of("layers=[0]").retained(model, tokenizer, requests, held_out=asked)
+    any_window = method_of("layers=[0]")
+    retain = any_window.retained(model, tokenizer, requests, held_out=asked)
     probes = Probes.of(drawn.facts, retain=retain, unrelated=drawn.probes.spe_unrelated).resolved(model, tokenizer)
     base, corpus = probes.measure(model, tokenizer), open_corpus("embedded")
-    separation = separability(
-        model,
-        tokenizer,
-        drawn.facts,
-        method_of("layers=[0]"),
-        texts=corpus.texts(),
-        retain=retain,
-        unrelated=[],
-        same_answer=[],
-    )
-    depth = model.config.num_hidden_layers
+    separation = separability(model, tokenizer, drawn.facts, any_window, texts=corpus.texts(), retain=retain)
     every = method_of(f"layers={list(range(depth))}")
     second_moments(whole_layout(model, every), tokenizer, every, corpus)
-    for place in reversed(PLACES):  # that of `specific` first
-        for first in range(depth - WIDTH + 1):
-            file = OUTPUT / f"{seed}-{place}-{first}.json"
-            if file.exists():
-                continue
-            layers = list(range(first, first + WIDTH))
-            # Not made again where a fact stays said: a window is to be judged by itself.
-            run = method_of(f"layers={layers}", f"fact_token={place}", "retries=0")
-            edit = unlearn(model, tokenizer, requests, run, corpus, retain=retain)
-            after = probes.measure(model, tokenizer)
-            edit.revert(model)
-            share = separation.window(layers, place).share
-            kept = [name for name in after if not name.endswith("_probability")]
-            record = {
-                "seed": seed,
-                "place": place,
-                "first": first,
-                "after": {name: after[name] for name in kept},
-                "base": {name: base[name] for name in kept},
-                "share": {group: share[group] for group in GROUPS if not math.isnan(share[group])},
-            }
-            write_text(file, json.dumps(record) + "\n")
-            print(seed, place, first, {name: round(after[name], 3) for name in kept}, flush=True)
+    for place, first in missing:
+        layers = list(range(first, first + WIDTH))
+        # Not made again where a fact stays said: a window is to be judged by itself.
+        run = method_of(f"layers={layers}", f"fact_token={place}", "retries=0")
+        edit = unlearn(model, tokenizer, requests, run, corpus, retain=retain)
+        after = probes.measure(model, tokenizer)
+        edit.revert(model)
+        share = separation.window(layers, place).share
+        record = {
+            "seed": seed,
+            "place": place,
+            "first": first,
+            "after": {name: after[name] for name in MEASURED},
+            "base": {name: base[name] for name in MEASURED},
+            "share": {group: share[group] for group in GROUPS if not math.isnan(share[group])},
+        }
+        write_text(files[place, first], json.dumps(record) + "\n")
+        print(seed, place, first, {name: round(after[name], 3) for name in MEASURED}, flush=True)
 
 
 def suggested(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Record:
     """What a run without layers takes."""
-    run = located(method_of("layers=auto").replace(layers=[]), model, tokenizer)
+    run = located(method_of("layers=auto"), model, tokenizer)
     return {"place": run.fact_token, "first": run.layers[0]}
 
 
@@ -151,13 +144,12 @@ def table(result: Record) -> str:
     shown = [*ranked[:5], *(w for w in ranked[5:] if (w[0], w[1]) == (chosen["place"], chosen["first"]))]
     for place, first, points in shown:
         own = [r for r in records if (r["place"], r["first"]) == (place, first)]
-        names = ("eff", "gen", "spe_relation", "spe_subject", "spe_unrelated")
-        cells = " | ".join(f"{100 * fmean(r['after'][name] for r in own):.1f}" for name in names)
+        cells = " | ".join(f"{100 * fmean(r['after'][name] for r in own):.1f}" for name in MEASURED)
         at = "the prompt's last token" if place == "last" else "the subject's last token"
         mark = ", suggested" if (place, first) == (chosen["place"], chosen["first"]) else ""
         lines.append(f"| {at}, {first}–{first + WIDTH - 1}{mark} | {points:.1f} | {cells} |")
     base = [r["base"] for r in records]
-    cells = " | ".join(f"{100 * fmean(b[n] for b in base):.1f}" for n in names)
+    cells = " | ".join(f"{100 * fmean(b[n] for b in base):.1f}" for n in MEASURED)
     lines.append(f"| base model | – | {cells} |")
     told = ", ".join(f"{group} {value:.2f}" for group, (value, _) in correlations(records).items())
     seeds = sorted({r["seed"] for r in records})
@@ -190,9 +182,7 @@ def plot(records: Sequence[Record]) -> None:
 
 def filled(page: str) -> str:
     """The page with the table between its marks."""
-    before, rest = page.split(MARKS[0])
-    shown = table(json.loads(RESULT.read_text(encoding="utf-8")))
-    return f"{before}{MARKS[0]}\n{shown}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    return between(page, *MARKS, table(json.loads(RESULT.read_text(encoding="utf-8"))))
 
 
 def main() -> None:

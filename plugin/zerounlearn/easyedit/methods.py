@@ -51,6 +51,9 @@ UNRELATED = (
 )
 """Ordinary beginnings that WISE's margin loss keeps apart from the edits, as it does with ZsRE's `loc` questions."""
 
+_WRAPPING = ("GRACE", "WISE")
+"""They put modules of their own in the place of the model's."""
+
 
 class FrameworkMethod(UnlearningMethod):
     """One of EasyEdit's methods with its hyperparameters, which are an object of EasyEdit's class."""
@@ -141,18 +144,16 @@ class FrameworkMethod(UnlearningMethod):
         """
         self.check_given(bool(retain))
         edit = Edit(self.alg_name, self.to_dict())
-        modules = [name for name, _ in model.named_modules()]
-        before = {name: model.get_parameter(name).detach().clone() for name in self.weight_names(model)}
         with Clock(edit.seconds, model)("edit"):
-            edit.undo = apply(model, tokenizer, requests, self.hparams, neutral=EOS, seed=self.seed)
-        if [name for name, _ in model.named_modules()] == modules:  # nothing but weights has changed
-            try:
-                changed = {name: W for name, W in before.items() if not torch.equal(model.get_parameter(name), W)}
-                edit.record(model, changed or before)
-            except BaseException:
-                edit.undo()
-                raise
-            edit.undo = None
+            before = _applied(model, tokenizer, requests, self.hparams, EOS, self.seed, UNRELATED)
+        try:
+            if before.same_modules():  # nothing but weights has changed
+                edit.record(model, before.changed() or before.values)
+            else:
+                edit.undo = before.restore
+        except BaseException:
+            before.restore()
+            raise
         return edit
 
 
@@ -160,8 +161,8 @@ def __getattr__(name: str) -> type[FrameworkMethod]:
     """A class for each of EasyEdit's methods, by which the registry finds it."""
     if not {name, name.replace("_", "-")} & {*METHODS, *ALIASES}:
         raise AttributeError(name)
-    own = {"__doc__": f"EasyEdit's {name}.", "__module__": __name__, "wraps_modules": name in ("GRACE", "WISE")}
-    own["saves_edits"] = name not in ("GRACE", "WISE", "LoRA")  # which is known by what undoes it
+    own = {"__doc__": f"EasyEdit's {name}.", "__module__": __name__, "wraps_modules": name in _WRAPPING}
+    own["saves_edits"] = name not in (*_WRAPPING, "LoRA")  # which is known by what undoes it
     return globals().setdefault(name, type(name, (FrameworkMethod,), own))
 
 
@@ -194,6 +195,19 @@ def apply(
         IllPosedError: the edited weights are not finite; the edit is undone.
         Exception: whatever the method itself raises; the edit is undone.
     """
+    return _applied(model, tokenizer, requests, hparams, neutral, seed, unrelated).restore
+
+
+def _applied(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    hparams: Any,
+    neutral: str,
+    seed: int,
+    unrelated: Sequence[str],
+) -> Snapshot:
+    """See `apply`; what the model was before."""
     requests = check_requests(requests)
     method = METHODS[hparams.alg_name]
     hparams = _adapted(hparams, model, len(requests))
@@ -224,7 +238,7 @@ def apply(
     except BaseException:
         snapshot.restore()
         raise
-    return snapshot.restore
+    return snapshot
 
 
 def _as_easyedit_asks(
@@ -348,7 +362,7 @@ def _project(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams
 
 
 def _answer_one_by_one(model: PreTrainedModel, hparams: Any) -> None:
-    if hparams.alg_name not in ("GRACE", "WISE"):
+    if hparams.alg_name not in _WRAPPING:
         return
     parent, _, last = _module_name(hparams.inner_params[0]).rpartition(".")
     owner = model.get_submodule(parent)

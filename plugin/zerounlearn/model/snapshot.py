@@ -11,14 +11,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 _STRUCTURE = ("_modules", "_parameters", "_buffers")
 
 
 class Snapshot:
-    """A model's modules, hooks, modes, gradient flags and configuration, and copies of some of its parameters."""
+    """A model's modules, hooks, modes, gradient flags and configuration, and copies of some of its parameters.
+
+    Attributes:
+        values: the copies, by the parameters' names.
+    """
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
         """Take it; `names` are the parameters whose values may be written to.
@@ -27,7 +31,8 @@ class Snapshot:
             AttributeError: the model has no such parameter.
         """
         self.model = model
-        self._values = [(p, p.detach().clone()) for p in map(model.get_parameter, names)]
+        self.values = {name: model.get_parameter(name).detach().clone() for name in names}
+        self._written = [(model.get_parameter(name), value) for name, value in self.values.items()]
         self._parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         self._attributes = [(module, _attributes(module)) for module in model.modules()]
         configs = (model.config, getattr(model, "generation_config", None))
@@ -51,13 +56,21 @@ class Snapshot:
         for module, attributes in self._attributes:
             _put_back(module, attributes)
         with torch.no_grad():
-            for parameter, value in self._values:
+            for parameter, value in self._written:
                 parameter.copy_(value)
         self._settle_parameters()
 
     def finite(self) -> bool:
         """Whether the parameters that may have been written to are free of NaN and Inf."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter, _ in self._values)
+        return all(bool(torch.isfinite(parameter).all()) for parameter, _ in self._written)
+
+    def same_modules(self) -> bool:
+        """Whether the model is made of the modules that it was made of: nothing is wrapped, put in or taken out."""
+        return [id(module) for module in self.model.modules()] == [id(module) for module, _ in self._attributes]
+
+    def changed(self) -> dict[str, Tensor]:
+        """The copies of those named parameters that are others now, by name."""
+        return {n: W for n, W in self.values.items() if not torch.equal(self.model.get_parameter(n), W)}
 
     def _settle_parameters(self) -> None:
         for parameter, requires_grad, grad in self._parameters:

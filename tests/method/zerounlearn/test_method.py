@@ -16,7 +16,7 @@ from zerounlearn.core.moments import SecondMoment
 from zerounlearn.data.corpora import Corpus
 from zerounlearn.data.request import Request
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError, RequestError, ZeroUnlearnError
-from zerounlearn.method.zerounlearn import method as module
+from zerounlearn.method.zerounlearn import solvers
 from zerounlearn.method.zerounlearn.config import ZeroUnlearnGD
 from zerounlearn.method.zerounlearn.method import find_layout, unlearn
 from zerounlearn.model.tokens import continuation
@@ -182,7 +182,7 @@ def test_a_failure_in_the_second_layer_restores_the_first(error, small_tokenizer
     model = tiny("llama", len(small_tokenizer)).train()
     before = weights(model)
     calls: list[int] = []
-    real = module.solve_update
+    real = solvers.solve_update
 
     def fail_later(*args, **kwargs):
         calls.append(1)
@@ -193,7 +193,7 @@ def test_a_failure_in_the_second_layer_restores_the_first(error, small_tokenizer
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "solve_update", fail_later)
+    monkeypatch.setattr(solvers, "solve_update", fail_later)
     with pytest.raises(type(error)):
         unlearn(model, small_tokenizer, FACTS, hp, CORPUS)
     assert len(calls) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,24 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zerounlearn.core.factors import added, thinned
 from zerounlearn.core.finite import check_finite, is_finite
-from zerounlearn.core.nullspace import Weights, free_space, solve_adam, solve_exact
-from zerounlearn.core.on_keys import factor_keys, solve_on_keys
 from zerounlearn.core.solve import (
     LowRankUpdate,
     distance,
-    factor_base,
     leakage,
     relative_change,
-    solve_update,
 )
 from zerounlearn.core.subspace import orthonormal_basis
 from zerounlearn.data.corpora import Corpus, with_statements
 from zerounlearn.data.request import Request, check_apart, check_requests, target_ids
 from zerounlearn.errors import ConfigError, IllPosedError, LayoutError
 from zerounlearn.method.edit import Edit, LayerOutcome
-from zerounlearn.method.zerounlearn.config import DescentConfig, LocatedEdit, SolveConfig
+from zerounlearn.method.zerounlearn.config import LocatedEdit
 from zerounlearn.method.zerounlearn.contexts import sample_prefixes
 from zerounlearn.method.zerounlearn.keys import Walk
+from zerounlearn.method.zerounlearn.solvers import RANK_TOLERANCE, SOLVERS, LayerProblem
 from zerounlearn.method.zerounlearn.unknown import UNKNOWN, unknown_answers
 from zerounlearn.method.zerounlearn.vectors import Problem, Solution, is_additive, optimise
 from zerounlearn.model.answers import score
@@ -49,8 +46,6 @@ from zerounlearn.statistics.collect import second_moments
 
 log = logging.getLogger(__name__)
 
-# Singular values of V_u, found in float32 by 25 Adam steps, that count as zero.
-_RANK_TOLERANCE = 1e-6
 # A run that works comes nearer at every layer and changes a weight by less than its norm (0.2 to 0.3 of it on SmolLM2;
 # on random weights the distance may grow some times over). Blocks that were not understood gave hundreds.
 _MOST_GROWTH, _MOST_CHANGE = 10.0, 10.0
@@ -68,40 +63,6 @@ class Vectors:
     z: Tensor
     V: dict[int, Tensor]
     prefixes: list[str]
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """What is solved for one layer: keys are rows, and so are residuals.
-
-    Attributes:
-        W: the weight (d, m).
-        C: second moment of ordinary text's keys (m, m), or None.
-        keys: forget keys K (n, m).
-        kept: keys to keep (p, m), each times the root of its weight.
-        residuals: R (n, d), what the layer's output is to move by for `keys`.
-        Q: orthonormal basis (d, r) of the sensitive outputs; r may be 0.
-        lost: output directions (d, q) that earlier edits took away, or None.
-        where: names the layer in errors.
-    """
-
-    W: Tensor
-    C: Tensor | None
-    keys: Tensor
-    kept: Tensor
-    residuals: Tensor
-    Q: Tensor
-    lost: Tensor | None
-    where: str
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A layer's update, the output directions (d, q) that it takes away for good, and in words what was solved."""
-
-    update: LowRankUpdate
-    taken: Tensor
-    form: str
 
 
 def find_layout(model: PreTrainedModel, hparams: Any) -> Layout:
@@ -182,18 +143,7 @@ def unlearn(
     with layout.restored(hparams.layers) as originals, frozen(model), lineage_kept(layout, hparams.layers):
         run = _Run(layout, tokenizer, requests, retain, neutral, edit, traces, written=written)
         run.take_statistics(corpus, hparams)
-        vectors = run.edit_sites(hparams, vectors)
-        for _ in range(hparams.retries):
-            if not (said := run.still_said()).any():
-                break
-            run.undo(originals)
-            try:
-                run.edit_sites(hparams, vectors, further=torch.where(said, _FURTHER, 1.0))
-            except IllPosedError as error:
-                log.warning("what is still said stays so, for it cannot be moved further: %s", error)
-                run.undo(originals)
-                run.edit_sites(hparams, vectors, further=torch.where(said, 1 / _FURTHER, 1.0))
-                break
+        run.forget(hparams, vectors, originals)
         edit.record(model, originals)
     return edit
 
@@ -241,8 +191,7 @@ class _Run:
         self.whole = set[str]()
         self.further = torch.ones(len(requests), dtype=torch.float64)
         self._aims: list[Problem] = []
-        lineage = Lineage.of(layout.model)
-        self._inherited = {name: lineage.traces.get(name) for name in layout.weight_names.values()}
+        self._inherited = dict(Lineage.of(layout.model).traces)
 
     def take_statistics(self, corpus: Corpus | None, hparams: Any) -> None:
         """C of every layer that any site edits."""
@@ -252,12 +201,29 @@ class _Run:
             self.moments = second_moments(self.layout, self.tokenizer, hparams, corpus)
             self.edit.statistics = {"corpus": corpus.name}
 
-    def edit_sites(self, hparams: Any, vectors: Vectors | None, *, further: Tensor | float = 1.0) -> Vectors:
+    def forget(self, hparams: Any, vectors: Vectors | None, originals: Mapping[str, Tensor]) -> None:
+        """Edit every site; what is still said then is moved further in an edit made anew, `retries` times at most."""
+        further = torch.ones(len(self.requests), dtype=torch.float64)
+        found = self.edit_sites(hparams, vectors, further)
+        for _ in range(hparams.retries):
+            if not (said := self.still_said()).any():
+                return
+            before, further = further, torch.where(said, _FURTHER * further, further)
+            self.undo(originals)
+            try:
+                self.edit_sites(hparams, found, further)
+            except IllPosedError as error:
+                log.warning("what is still said stays so, for it cannot be moved further: %s", error)
+                self.undo(originals)
+                self.edit_sites(hparams, found, before)
+                return
+
+    def edit_sites(self, hparams: Any, vectors: Vectors | None, further: Tensor) -> Vectors:
         """Edit every site, each on the model as the one before left it; returns the first one's vectors.
 
-        `further` (n,) multiplies how far each request goes, from now on.
+        `further` (n,) multiplies how far each request goes.
         """
-        self.further = self.further * further
+        self.further = further
         first, *later = hparams.by_site()
         found = vectors or self.find_vectors(first)
         self.edit_site(first, found)
@@ -276,11 +242,7 @@ class _Run:
     def undo(self, originals: Mapping[str, Tensor]) -> None:
         """Weights, traces and the edit's notes of its layers as they were before the first site."""
         write_weights(self.layout.model, originals)
-        traces = Lineage.of(self.layout.model).traces
-        for name, held in self._inherited.items():
-            traces.pop(name, None)
-            if held is not None:
-                traces[name] = held
+        Lineage.of(self.layout.model).traces = dict(self._inherited)
         for made in (self.edit.factors, self.edit.steps, self.edit.layers, self.traces.left, self.whole):
             made.clear()
 
@@ -385,7 +347,7 @@ class _Run:
         solver = torch.device("cpu") if W.device.type == "mps" else W.device
         W, keys, keep, residuals = (x.to(solver) for x in (W, keys, keep, gap / remaining))
         sensitive = W.new_zeros(0, W.shape[0]) if V is None else self._written_by(layer, V, hparams).to(solver)
-        Q = orthonormal_basis(sensitive, rtol=_RANK_TOLERANCE)
+        Q = orthonormal_basis(sensitive, rtol=RANK_TOLERANCE)
         lineage = Lineage.of(layout.model)
         earlier, lost = lineage.earlier(name, W), lineage.lost(name, W)
         before = W.clone()
@@ -483,89 +445,6 @@ def _check_progress(layers: Sequence[LayerOutcome], gap: Tensor) -> None:
             f"layer, {now:.3g} now; the weight changed by {latest.relative_change:.3g} times its norm): edit other "
             "layers, raise regularization_lam, or lower strength"
         )
-
-
-def _multiplicative(problem: LayerProblem, hparams: SolveConfig) -> Solved:
-    """The published closed form W ← D W; without V_u (`remap-only`) its P is I."""
-    p = problem
-    # What earlier edits took away must not come back with R, so it is projected out again.
-    basis = p.Q if p.lost is None else orthonormal_basis(torch.cat([p.lost, p.Q], dim=1).mT, rtol=_RANK_TOLERANCE)
-    base = factor_base(
-        p.W,
-        p.C,
-        corpus_weight=hparams.wiki_KKT_lam,
-        ridge=hparams.regularization_lam,
-        keep=p.kept if len(p.kept) else None,
-        keep_weight=1.0,
-        lost=p.lost,
-        dtype=getattr(torch, hparams.solve_dtype),
-        where=p.where,
-    )
-    update = solve_update(
-        p.W,
-        base,
-        p.keys,
-        p.residuals,
-        basis,
-        forget_weight=hparams.forget_KKT_lam,
-        eps=hparams.projection_eps,
-        where=p.where,
-    )
-    taken = basis if hparams.projection_eps == 0 else basis[:, :0]
-    return Solved(update, taken, f"closed form, cond(B₀) ≥ {base.condition():.1e}")
-
-
-def _on_keys(problem: LayerProblem, hparams: SolveConfig) -> Solved:
-    """Ours, W ← W + Δ, which changes what the layer writes for keys like the forget keys and for no others."""
-    p = problem
-    factor = factor_keys(
-        p.W,
-        p.C,
-        corpus_weight=hparams.wiki_KKT_lam,
-        ridge=hparams.regularization_lam,
-        keep=p.kept if len(p.kept) else None,
-        keep_weight=1.0,
-        exactly=hparams.retain_exactly,
-        dtype=getattr(torch, hparams.solve_dtype),
-        where=p.where,
-    )
-    update = solve_on_keys(p.W, factor, p.keys, p.residuals, p.Q, forget_weight=hparams.forget_KKT_lam, where=p.where)
-    form = "additive on the forget keys" + (", orthogonal there" if p.Q.shape[1] else "")
-    return Solved(update, p.Q[:, :0], form)
-
-
-def _null_space(problem: LayerProblem, hparams: DescentConfig) -> Solved:
-    """ZeroUnlearn-GD's W ← W + Δ, whose free space is that of C and the keys to keep."""
-    p = problem
-    if p.C is None:
-        raise ConfigError("mom2_adjustment=False: ZeroUnlearn-GD keeps what C uses, and cannot do without it")
-    C = p.C.to(p.W.device).double()
-    if len(p.kept):
-        C = C.addmm(p.kept.mT.double(), p.kept.double())
-    space = free_space(C, hparams.nullspace_threshold, hparams.nullspace_rule, where=p.where)
-    if not space.directions:
-        log.warning(
-            "%s: no eigenvalue of C is at most nullspace_threshold=%g (%s): the soft form is used instead",
-            p.where,
-            hparams.nullspace_threshold,
-            hparams.nullspace_rule,
-        )
-    weights = Weights(hparams.sensitive_weight, hparams.target_weight, hparams.norm_weight)
-    if hparams.solver == "exact":
-        update = solve_exact(p.W, space, p.keys, p.residuals, p.Q, weights)
-    else:
-        with torch.enable_grad():
-            update = solve_adam(p.W, space, p.keys, p.residuals, p.Q, weights, steps=hparams.gd_steps, lr=hparams.gd_lr)
-    form = f"null space of {space.directions} directions" if space.directions else "soft null space"
-    return Solved(update, p.Q[:, :0], form)
-
-
-SOLVERS: Mapping[str, Callable[[LayerProblem, Any], Solved]] = {
-    "multiplicative": _multiplicative,
-    "keys": _on_keys,
-    "null space": _null_space,
-}
-"""How a layer is solved for, by the `form` of a configuration."""
 
 
 def _target_problems(
